@@ -1,0 +1,1 @@
+"""Pictures, captions and text: from files to batches."""

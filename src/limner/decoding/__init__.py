@@ -1,0 +1,1 @@
+"""Greedy, sampling and beam search, written once against a step model."""

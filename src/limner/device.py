@@ -1,0 +1,118 @@
+"""Where and how to compute: device, precision and threads, chosen once, with the reason.
+
+Every hardware branch of Limner stands here, behind `choose`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run computes with. ``dtype`` is the precision of the computation, not of the master weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    reason: str
+
+    def __str__(self) -> str:
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return f"{self.device}, {name}, {self.threads} thread{'s' if self.threads != 1 else ''} ({self.reason})"
+
+
+def choose(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Choice:
+    """Chooses device, precision and threads, and sets torch's thread count.
+
+    Args:
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "mps".
+        precision: "auto" takes bf16 where it is measurably faster here; else "fp32", "bf16", "fp16".
+        threads: CPU threads; None: one a physical core, or what OMP_NUM_THREADS says.
+
+    Raises:
+        ValueError: the device is not on this machine, or cannot do the precision.
+    """
+    reasons = []
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device == "cpu":
+            reasons.append("no GPU found")
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("No CUDA device is usable here; use --device cpu, or install a CUDA build of PyTorch.")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("No MPS device is usable here; use --device cpu.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if precision == "auto":
+        dtype, why = _auto_precision(device)
+        reasons.append(why)
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if dtype == torch.float16 and device == "cpu":
+            raise ValueError("fp16 trains only on GPUs; use --precision bf16 or fp32 on a CPU.")
+        reasons.append("as asked")
+    return Choice(torch.device(device), dtype, torch.get_num_threads(), "; ".join(reasons))
+
+
+def _auto_precision(device: str) -> tuple[torch.dtype, str]:
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "bf16 tensor cores"
+        return torch.float32, "this GPU has no bf16"
+    if device == "mps":
+        return torch.float32, "fp32 is the tested precision on MPS"
+    ratio = bf16_speedup()
+    if ratio >= 1.5:
+        return torch.bfloat16, f"bf16 matrix products are {ratio:.1f} times as fast as fp32 on this CPU"
+    return torch.float32, f"bf16 matrix products are only {ratio:.1f} times as fast as fp32 on this CPU"
+
+
+@lru_cache(maxsize=1)
+def bf16_speedup() -> float:
+    """How many times as fast as fp32 this CPU multiplies bf16 matrices (0.1 s of measuring, once a process)."""
+    return matrix_flops(torch.bfloat16) / matrix_flops(torch.float32)
+
+
+@lru_cache(maxsize=4)
+def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
+    """This machine's measured matrix peak in FLOP/s: the best of several n x n products, 2 n^3 each."""
+    n = 768 if device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    best = 0.0
+    for _ in range(6):
+        synchronize()
+        began = time.perf_counter()
+        a @ b
+        synchronize()
+        best = max(best, 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+_KEEP_FREED = {-4: 0, -1: 17_179_869_184 - 1, -2: 268_435_456}
+"""mallopt parameters: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD."""
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory instead of giving it back to the system.
+
+    A training step frees and asks for the same large blocks again and again; each fresh block costs page
+    faults, which are slow on virtual machines (docs/LOG.md has what it gave). True where it took effect; other
+    C libraries, and ``LIMNER_KEEP_FREED=0``, leave things as they are.
+    """
+    if os.environ.get("LIMNER_KEEP_FREED") == "0":
+        return False
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    # mallopt takes C ints: the trim threshold is capped at 2 GiB - 1, which no step here exceeds at once.
+    return all(mallopt(key, min(value, 2**31 - 1)) == 1 for key, value in _KEEP_FREED.items())

@@ -1,0 +1,84 @@
+"""The command folder: anyone asks, the trainer answers.
+
+A command is a JSON file in ``commands/``, written aside and renamed, so that it is whole or absent. The trainer
+takes them in the order of their names (which begin with a time), and acknowledges each with an event that holds
+``command``: the command's id. A taken command's file is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "pause": "hold at the next step boundary, the model kept in memory",
+    "resume": "go on after a pause",
+    "stop": "save a checkpoint, then end; the run can be resumed",
+    "checkpoint": "save a resumable state now",
+    "sample": "decode this prompt or picture with the live weights (also while paused)",
+    "note": "put a person's remark into the log",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A request to a run: ``name`` is one of `COMMANDS`; ``arguments`` e.g. ``{"prompt": ...}``."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    time: float = 0.0
+
+
+def send_command(run_folder: Path | str, name: str, **arguments: Any) -> str:
+    """Asks the run's trainer for something and returns the command's id, which its acknowledgement will name.
+
+    Raises:
+        ValueError: ``name`` is not a command.
+        FileNotFoundError: there is no such run.
+    """
+    if name not in COMMANDS:
+        raise ValueError(f"'{name}' is not a command; use one of: {', '.join(COMMANDS)}.")
+    folder = Path(run_folder) / "commands"
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"There is no run at {folder.parent}.")
+    folder.mkdir(exist_ok=True)
+    now = time.time()
+    identity = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+    body = {"id": identity, "name": name, "arguments": arguments, "time": now}
+    aside = folder / f".{identity}.tmp"
+    aside.write_text(json.dumps(body))
+    os.replace(aside, folder / f"{identity}.json")
+    return identity
+
+
+class CommandQueue:
+    """The trainer's end of the command folder. `poll` costs one ``stat`` when nothing has changed."""
+
+    def __init__(self, run_folder: Path | str) -> None:
+        self.folder = Path(run_folder) / "commands"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._seen_mtime = -1
+
+    def poll(self) -> list[Command]:
+        """Takes all waiting commands, oldest first. An unreadable file is taken away and reported as ``invalid``."""
+        mtime = os.stat(self.folder).st_mtime_ns
+        if mtime == self._seen_mtime:
+            return []
+        commands = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                body = json.loads(path.read_text())
+                command = Command(str(body["id"]), str(body["name"]), dict(body["arguments"]), float(body["time"]))
+            except (ValueError, KeyError, TypeError):
+                command = Command(path.stem, "invalid")
+            path.unlink(missing_ok=True)
+            commands.append(command)
+        # Our own unlinks changed the folder's time; remember the time only of a folder seen empty.
+        self._seen_mtime = mtime if not commands else -1
+        return commands

@@ -1,0 +1,167 @@
+"""The event log: ``events.jsonl``, append-only, one JSON object a line.
+
+Every event has ``seq`` (from 1, strictly +1 within the run, never reused), ``attempt`` (from 1: one process life
+of the run), ``step`` (optimizer steps done), ``time`` (Unix seconds) and ``type``. JSON has no NaN and no
+infinities: they are written as the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+EVENT_TYPES = (
+    "start",  # a process begins the run: kind, pid, total_steps, parameters, reference lines ...
+    "progress",  # data preparation: phase, done, total, unit
+    "metrics",  # a training step: loss, learning_rate, gradient_norm, rates ...
+    "validation",  # an evaluation: loss and the task's own metrics
+    "sample",  # a probe or a requested sample, decoded with the live weights
+    "checkpoint",  # a resumable state was saved: path, bytes, best
+    "warning",
+    "paused",
+    "resumed",
+    "stopping",
+    "complete",
+    "error",
+    "heartbeat",
+    "command",  # acknowledges a command that has no event type of its own: command, name, ok
+    "note",
+)
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(value: Any) -> Any:
+    """Replaces non-finite floats by their strings, at any depth; numbers of other libraries become Python's."""
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        return encode(value.item())
+    return str(value)
+
+
+def decode_number(value: Any) -> Any:
+    """The float behind "NaN", "Infinity" and "-Infinity"; everything else as it is."""
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+class EventWriter:
+    """Appends events to a run's log. Only the trainer's rank 0 makes one.
+
+    On opening, a torn last line (the writer was killed in mid-write) is cut off, and numbering goes on from the
+    last whole event. Each event is one ``write`` of one line, flushed to the operating system at once.
+    """
+
+    def __init__(self, path: Path | str, attempt: int | None = None) -> None:
+        self.path = Path(path)
+        last: Event | None = None
+        if self.path.exists():
+            last = _repair(self.path)
+        self.seq = int(last["seq"]) if last else 0
+        self.attempt = attempt if attempt is not None else (int(last["attempt"]) + 1 if last else 1)
+        self.last_time = 0.0
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+
+    def write(self, type: str, step: int, **fields: Any) -> Event:
+        """Appends one event and returns it. ``fields`` may hold floats, NumPy and torch scalars, lists, dicts.
+
+        Raises:
+            OSError: the disk is full; nothing of the event remains in the log and ``seq`` is not used up.
+        """
+        assert type in EVENT_TYPES, type
+        self.last_time = time.time()
+        head = {"seq": self.seq + 1, "attempt": self.attempt, "step": step, "time": self.last_time, "type": type}
+        event: Event = head | encode(fields)
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(28, "no space left for the event log", str(self.path))
+        except OSError:
+            os.ftruncate(self._file.fileno(), before)
+            raise
+        self.seq += 1
+        return event
+
+    def sync(self) -> None:
+        """Waits until everything written so far is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _repair(path: Path) -> Event | None:
+    """Cuts a torn tail off a log and returns its last whole event (None: there is none)."""
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        end, block = size, b""
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            block = file.read(end - start) + block
+            end = start
+            good = block.rfind(b"\n") + 1
+            # A whole line before the last newline is wanted: keep reading back until one is in the block.
+            lines = block[:good].splitlines()
+            if len(lines) >= 2 or (lines and start == 0):
+                if start + good != size:
+                    file.truncate(start + good)
+                return json.loads(lines[-1])
+            if start == 0:
+                file.truncate(0)
+    return None
+
+
+class EventReader:
+    """Follows a run's log: each `read` gives the whole events that came since the last one.
+
+    A torn last line stays unread until it is whole. The file may not exist yet.
+    """
+
+    def __init__(self, path: Path | str, offset: int = 0) -> None:
+        self.path = Path(path)
+        self.offset = offset
+
+    def read(self, limit: int | None = None) -> list[Event]:
+        """Events after the current position, oldest first; at most ``limit`` of them where it is given."""
+        return list(self._lines(limit))
+
+    def _lines(self, limit: int | None) -> Iterator[Event]:
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if size < self.offset:  # a torn tail that we never returned was cut off, or the log was replaced
+                self.offset = 0
+            file.seek(self.offset)
+            count = 0
+            for line in file:
+                if not line.endswith(b"\n") or (limit is not None and count >= limit):
+                    return
+                self.offset += len(line)
+                count += 1
+                yield json.loads(line)
+
+
+def read_events(path: Path | str, after_seq: int = 0) -> list[Event]:
+    """All whole events of a log with ``seq`` greater than ``after_seq``."""
+    return [event for event in EventReader(path).read() if event["seq"] > after_seq]

@@ -1,0 +1,178 @@
+"""A run's folder, opened for reading; made by `create_run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from limner.runs.events import Event, EventReader
+from limner.runs.state import STATUS_EVENTS, RunState, Status, derive_status, process_alive
+
+_NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. Cheap to make; every question reads the folder anew.
+
+    Raises (from `find_run`, not from the constructor): FileNotFoundError where there is no such run.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / "samples"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json``: ``verb``, ``config`` (the resolved settings) and ``versions``."""
+        return json.loads((self.path / "config.json").read_text())
+
+    def events(self, after_seq: int = 0) -> list[Event]:
+        return [event for event in EventReader(self.events_path).read() if event["seq"] > after_seq]
+
+    def log_tail(self, lines: int = 50) -> list[str]:
+        """The last lines of the trainer's output."""
+        if not self.log_path.exists():
+            return []
+        with open(self.log_path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 400 * lines))
+            return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first (a name that does not begin with a dot is complete)."""
+        if not self.checkpoints_path.is_dir():
+            return []
+        return sorted(path for path in self.checkpoints_path.glob("step-*") if path.is_dir())
+
+    def state(self, events: list[Event] | None = None) -> RunState:
+        """What the run is doing now. ``events``: the whole log, where the caller has read it already."""
+        events = self.events() if events is None else events
+        start = next((event for event in reversed(events) if event["type"] == "start"), None)
+        last = next((event for event in reversed(events) if event["type"] in STATUS_EVENTS), None)
+        alive = start is not None and process_alive(start, events[-1]["time"])
+        status, detail = derive_status(last, alive)
+        finished = status in (Status.COMPLETED, Status.QUEUED)
+        return RunState(
+            status=status,
+            step=events[-1]["step"] if events else 0,
+            total_steps=start.get("total_steps") if start else None,
+            resumable=not finished and not status.active and bool(self.checkpoints()),
+            detail=detail,
+        )
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def delete(self) -> None:
+        """Removes the folder.
+
+        Raises:
+            ValueError: a process is at work on the run.
+        """
+        if self.state().status.active:
+            raise ValueError(f"Run '{self.name}' is at work; stop it first: limner runs stop {self.name}")
+        shutil.rmtree(self.path)
+
+
+def check_name(name: str) -> str:
+    """Returns ``name`` if it can name a run: it must stay one plain folder below the runs folder.
+
+    Raises:
+        ValueError: it has a slash, begins with a dot, is empty or too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"'{name}' cannot name a run: use letters, digits and . _ + -, beginning with a letter or digit."
+        )
+    return name
+
+
+def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any]) -> Run:
+    """Makes the folder of a new run, with its ``config.json``.
+
+    Raises:
+        FileExistsError: a run of that name is there already.
+    """
+    path = Path(runs_dir) / check_name(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise FileExistsError(
+            f"There is a run named '{name}' in {runs_dir} already; choose another --name."
+        ) from None
+    for folder in ("commands", "checkpoints", "samples"):
+        (path / folder).mkdir()
+    body = {"verb": verb, "config": config, "versions": _versions()}
+    aside = path / ".config.json.tmp"
+    aside.write_text(json.dumps(body, indent=2, default=str))
+    os.replace(aside, path / "config.json")
+    return Run(path)
+
+
+def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:
+    """The run of this name in ``runs_dir``, or at this path.
+
+    Raises:
+        FileNotFoundError: there is none; the message names near ones.
+    """
+    for path in (Path(runs_dir) / name_or_path, Path(name_or_path)):
+        if (path / "config.json").is_file():
+            return Run(path.resolve() if path.name in ("", ".", "..") else path)
+    import difflib
+
+    names = [run.name for run in list_runs(runs_dir)]
+    near = difflib.get_close_matches(str(name_or_path), names, n=3)
+    hint = f" Did you mean {', '.join(near)}?" if near else " `limner runs list` shows what is there."
+    raise FileNotFoundError(f"There is no run '{name_or_path}' in {runs_dir}.{hint}")
+
+
+def list_runs(runs_dir: Path | str) -> list[Run]:
+    """All runs of a folder, newest first; a folder without ``config.json`` is none."""
+    root = Path(runs_dir)
+    if not root.is_dir():
+        return []
+    runs = [Run(path) for path in root.iterdir() if (path / "config.json").is_file() and not path.is_symlink()]
+    return sorted(runs, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in ("limner", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

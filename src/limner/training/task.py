@@ -1,0 +1,117 @@
+"""What a run learns: the model, the batches, the loss and the evaluation, and nothing of loops or devices."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+Progress = Callable[[str, int, int, str], None]
+"""``progress(phase, done, total, unit)``: told while data is prepared; becomes `progress` events and a bar."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch, on the CPU; the trainer moves ``tensors`` to the device.
+
+    ``num_targets`` counts the supervised tokens, and is what the loss of a step is divided by; ``num_units``
+    counts what rates are told in (tokens for a GPT, captions for a captioner).
+    """
+
+    tensors: dict[str, torch.Tensor]
+    num_targets: int
+    num_units: int
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a learning rate. The trainer takes norms and biases out of weight decay itself."""
+
+    name: str
+    parameters: list[tuple[str, nn.Parameter]]
+    lr: float
+    weight_decay: float
+
+
+class Task(ABC):
+    """A thing to learn. The trainer calls, in this order: `prepare`, then everything else.
+
+    Every batch is a pure function of its example indices and of ``seed``, so that a resumed run sees the same
+    batches as one that was never stopped.
+    """
+
+    kind: ClassVar[str]
+    """"pretrain" or "caption"; stands in the start event."""
+    unit: ClassVar[str]
+    """What rates count: "tokens" or "captions"."""
+    directions: ClassVar[Mapping[str, Literal["min", "max"]]]
+    """Every metric that `evaluate` can give, and which way is better."""
+
+    model: nn.Module
+    """Set by `prepare`: on the CPU; only parameters with ``requires_grad`` are trained."""
+    num_examples: int
+    """Set by `prepare`: training examples in an epoch (windows of text, pictures)."""
+
+    @abstractmethod
+    def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+        """Loads or builds data and model. ``precision`` is the dtype that a frozen base should be kept in."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What the start event tells beside the trainer's own numbers: parameters, reference lines, data."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]: ...
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int], seed: int) -> Batch:
+        """The micro-batch of these examples. ``seed`` drives augmentation and the choice among captions."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The SUM (not the mean) of the cross-entropy over the batch's supervised tokens, in fp32: a scalar."""
+
+    @abstractmethod
+    def validation_batches(self) -> Iterator[Batch]:
+        """The fixed validation subset; the trainer averages `loss` over it into ``eval_loss``."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Further metrics of the fixed subset (CIDEr-D of decoded captions, ...); keys are in `directions`."""
+        return {}
+
+    def probes(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The fixed prompts or pictures decoded with the live weights: the fields of one `sample` event each.
+
+        A text probe gives ``probe`` (its id), ``prompt``, ``text``; a picture probe ``probe``, ``image`` (a file
+        name below samples/), ``text``, ``references``.
+        """
+        return []
+
+    def sample(self, model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answers a `sample` command (``prompt`` or ``image`` with settings): the fields of its event.
+
+        Raises:
+            ValueError: the arguments make no sense to this task.
+        """
+        raise ValueError(f"A {self.kind} run cannot decode samples.")
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """The loss as bits per byte of text, where that has a meaning."""
+        return None
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Writes the finished model into ``folder`` in the stock format."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside model, optimizer, schedule, RNGs and the sampler's cursor."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
