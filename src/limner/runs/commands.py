@@ -66,7 +66,7 @@ class CommandQueue:
         self._seen_mtime = -1
 
     def poll(self) -> list[Command]:
-        """Takes all waiting commands, oldest first. An unreadable file is taken away and reported as ``invalid``."""
+        """Takes all waiting commands, oldest first. An unreadable file is taken away and named ``invalid``."""
         mtime = os.stat(self.folder).st_mtime_ns
         if mtime == self._seen_mtime:
             return []

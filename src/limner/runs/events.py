@@ -153,12 +153,10 @@ class EventReader:
             if size < self.offset:  # a torn tail that we never returned was cut off, or the log was replaced
                 self.offset = 0
             file.seek(self.offset)
-            count = 0
-            for line in file:
+            for count, line in enumerate(file):
                 if not line.endswith(b"\n") or (limit is not None and count >= limit):
                     return
                 self.offset += len(line)
-                count += 1
                 yield json.loads(line)
 
 

@@ -77,7 +77,8 @@ class Run:
         events = self.events() if events is None else events
         start = next((event for event in reversed(events) if event["type"] == "start"), None)
         last = next((event for event in reversed(events) if event["type"] in STATUS_EVENTS), None)
-        alive = start is not None and process_alive(start, events[-1]["time"])
+        process = next((event for event in reversed(events) if "pid" in event), None)
+        alive = process is not None and process_alive(process, events[-1]["time"])
         status, detail = derive_status(last, alive)
         finished = status in (Status.COMPLETED, Status.QUEUED)
         return RunState(

@@ -74,7 +74,7 @@ def derive_status(last_status_event: dict[str, Any] | None, alive: bool) -> tupl
     """The status that follows from the last event that says one, and from whether the process lives.
 
     Args:
-        last_status_event: the newest of start, paused, resumed, stopping, complete, error; None: no start yet.
+        last_status_event: the newest event whose type is in `STATUS_EVENTS`; None: there is none yet.
     """
     if last_status_event is None:
         return Status.QUEUED, ""
@@ -88,7 +88,9 @@ def derive_status(last_status_event: dict[str, Any] | None, alive: bool) -> tupl
     return {"paused": Status.PAUSED, "stopping": Status.STOPPING}.get(kind, Status.RUNNING), ""
 
 
-STATUS_EVENTS = frozenset({"start", "paused", "resumed", "stopping", "complete", "error"})
+STATUS_EVENTS = frozenset({"progress", "start", "paused", "resumed", "stopping", "complete", "error"})
+"""The events that change a run's status. A process's first event (`progress`, while it prepares data) and its
+`start` hold its `process_identity`."""
 
 
 def exit_detail(returncode: int) -> str:

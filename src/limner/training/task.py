@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,6 +59,9 @@ class Task(ABC):
     num_examples: int
     """Set by `prepare`: training examples in an epoch (windows of text, pictures)."""
 
+    flops_per_unit: float | None = None
+    """FLOPs of forward and backward for one token or caption; None: no MFU is told."""
+
     @abstractmethod
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         """Loads or builds data and model. ``precision`` is the dtype that a frozen base should be kept in."""
@@ -73,9 +77,20 @@ class Task(ABC):
     def batch(self, indices: Sequence[int], seed: int) -> Batch:
         """The micro-batch of these examples. ``seed`` drives augmentation and the choice among captions."""
 
+    def arrange(self, permutation: np.ndarray, epoch: int) -> np.ndarray:
+        """An epoch's order from a random permutation, e.g. examples of like length together. Pure."""
+        return permutation
+
+    def example_id(self, index: int) -> str:
+        """The name of an example, for a person who looks for the batch behind a spike."""
+        return str(index)
+
     @abstractmethod
     def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The SUM (not the mean) of the cross-entropy over the batch's supervised tokens, in fp32: a scalar."""
+        """The SUM (not the mean) of the cross-entropy over the batch's supervised tokens, in fp32: a scalar.
+
+        Everything trained is computed within one call of ``model`` itself: DDP and FSDP hook its forward.
+        """
 
     @abstractmethod
     def validation_batches(self) -> Iterator[Batch]:

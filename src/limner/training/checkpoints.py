@@ -1,0 +1,241 @@
+"""The keeper of resumable states: each complete or absent, verified when loaded, never a pickle.
+
+    step-000500/
+      model.safetensors       trained parameters and buffers
+      optimizer.safetensors   the optimizer's moments
+      state.json              step, early stopping, the task's own state
+      manifest.json           size and SHA-256 of each file above, step, metrics
+
+A checkpoint is written into a folder whose name begins with a dot, every byte is forced to the disk, and only then
+is the folder renamed: whatever kills the process, a folder without the dot is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+try:
+    import fcntl
+except ImportError:  # no flock on this system: a reader is then not protected from a prune beside it
+    fcntl = None  # type: ignore[assignment]
+
+Direction = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete state on disk. ``metrics``: what was last measured when it was saved."""
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+
+    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+        """Model tensors, optimizer tensors and state, after checking every file against the manifest.
+
+        Raises:
+            ValueError: a file is missing or differs from what was written.
+        """
+        with self._being_read():
+            verify(self.path)
+            state = json.loads((self.path / "state.json").read_text())
+            return load_file(self.path / "model.safetensors"), load_file(self.path / "optimizer.safetensors"), state
+
+    @contextlib.contextmanager
+    def _being_read(self) -> Iterator[None]:
+        """Holds a shared lock that keeps every `CheckpointManager` from pruning this checkpoint."""
+        with open(self.path / "manifest.json", "rb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+
+class CheckpointManager:
+    """Keeps the latest, the best and the last few checkpoints of a run.
+
+    Args:
+        folder: where the checkpoints lie; made if need be. Leftovers of an interrupted save are removed.
+        metric: the logged metric that decides which is best.
+        direction: whether "min" or "max" of it is better. There is no default: a wrong one would be silent.
+        keep: how many of the newest to keep, besides the best.
+    """
+
+    def __init__(self, folder: Path | str, metric: str, direction: Direction, keep: int = 3) -> None:
+        if direction not in ("min", "max"):
+            raise ValueError(f"direction is '{direction}'; say 'min' or 'max'.")
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; at least the latest checkpoint must be kept (1).")
+        self.folder = Path(folder)
+        self.metric, self.direction, self.keep = metric, direction, keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def list(self) -> list[Checkpoint]:
+        """All complete checkpoints, oldest first."""
+        found = []
+        for path in self.folder.glob("step-*"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # what has no readable manifest is none
+                manifest = json.loads((path / "manifest.json").read_text())
+                metrics = {name: float(value) for name, value in manifest["metrics"].items()}
+                found.append(Checkpoint(path, int(manifest["step"]), metrics))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        return (self.list() or [None])[-1]  # type: ignore[list-item]
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best finite value of the metric; of equals the oldest. None: none has one."""
+        sign = 1 if self.direction == "min" else -1
+        scored = [c for c in self.list() if math.isfinite(c.metrics.get(self.metric, math.nan))]
+        return min(scored, key=lambda c: (sign * c.metrics[self.metric], c.step), default=None)
+
+    def save(
+        self,
+        step: int,
+        model: dict[str, torch.Tensor],
+        optimizer: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> Checkpoint:
+        """Writes a checkpoint and prunes old ones. A checkpoint of the same step is replaced.
+
+        Args:
+            state: plain JSON values. metrics: finite or not; the best is chosen among finite ones.
+
+        Raises:
+            OSError: the disk is full or broken; every earlier checkpoint is as it was, and nothing half is left.
+        """
+        final = self.folder / f"step-{step:06d}"
+        aside = self.folder / f".step-{step:06d}.{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            save_file(_contiguous(model), aside / "model.safetensors")
+            save_file(_contiguous(optimizer), aside / "optimizer.safetensors")
+            (aside / "state.json").write_text(json.dumps(state))
+            manifest = {
+                "step": step,
+                "metrics": metrics,
+                "files": {p.name: _digest(p) for p in sorted(aside.iterdir())},
+            }
+            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for path in aside.iterdir():
+                _sync(path)
+            _sync(aside)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(aside, final)
+        except BaseException as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if "safetensor" in type(error).__name__.lower():  # its I/O errors are no OSError
+                raise OSError(f"{final.name} could not be written: {error}") from error
+            raise
+        _sync(self.folder)
+        self._prune()
+        return Checkpoint(final, step, metrics)
+
+    def load(self, checkpoint: Checkpoint | Path | str | int) -> tuple[dict, dict, dict]:
+        """Reads a checkpoint, given itself, its path, its name or its step; see `Checkpoint.read`.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint. ValueError: it is damaged.
+        """
+        return self._find(checkpoint).read()
+
+    def load_latest(self) -> tuple[dict, dict, dict]:
+        return self._required(self.latest).read()
+
+    def load_best(self) -> tuple[dict, dict, dict]:
+        return self._required(self.best).read()
+
+    def delete(self, checkpoint: Checkpoint | Path | str | int) -> None:
+        """Removes a checkpoint.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint. ValueError: somebody is reading it.
+        """
+        found = self._find(checkpoint)
+        if not _remove(found.path):
+            raise ValueError(f"{found.path.name} is being read; try again when its reader is done.")
+
+    def _prune(self) -> None:
+        checkpoints, best = self.list(), self.best
+        for checkpoint in checkpoints[: -self.keep]:
+            if checkpoint != best:
+                _remove(checkpoint.path)
+
+    def _find(self, wanted: Checkpoint | Path | str | int) -> Checkpoint:
+        if isinstance(wanted, Checkpoint):
+            return wanted
+        name = f"step-{wanted:06d}" if isinstance(wanted, int) else Path(wanted).name
+        for checkpoint in self.list():
+            if checkpoint.path.name == name:
+                return checkpoint
+        names = ", ".join(c.path.name for c in self.list()) or "none"
+        raise FileNotFoundError(f"There is no checkpoint {name} in {self.folder}; there are: {names}.")
+
+    def _required(self, checkpoint: Checkpoint | None) -> Checkpoint:
+        if checkpoint is None:
+            raise FileNotFoundError(f"There is no checkpoint in {self.folder}.")
+        return checkpoint
+
+
+def verify(folder: Path) -> None:
+    """Checks every file of a checkpoint against its manifest.
+
+    Raises:
+        ValueError: a file is missing, or its size or hash differs.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"Checkpoint {folder.name} lacks {name}; resume from an earlier one.")
+        if _digest(path) != expected:
+            raise ValueError(f"{name} of checkpoint {folder.name} is damaged; resume from an earlier one.")
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> bool:
+    """Removes a checkpoint unless somebody holds its shared lock; it vanishes at once, by a rename. False: held."""
+    with open(path / "manifest.json", "rb") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        grave = path.with_name("." + path.name)
+        os.rename(path, grave)
+    shutil.rmtree(grave, ignore_errors=True)
+    return True

@@ -1,0 +1,152 @@
+"""Begins a run, or finds the unfinished one that the same command began before."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.config.base import RunConfig
+from limner.runs import Run, Status, create_run, find_run
+from limner.runs.folder import check_name
+
+try:
+    import fcntl
+except ImportError:  # no flock on this system: two trainers on one run are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+FREE_FIELDS = frozenset({"runs_dir", "name", "resume", "force_new", "report_to", "log_every"})
+"""Settings that may differ between the attempts of a run: none of them changes what is computed."""
+
+
+@dataclass
+class OpenRun:
+    """A run that this process may write. ``lock`` is held until `close`; ``resumed``: it was begun before."""
+
+    run: Run
+    resumed: bool
+    lock: Any
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+
+def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
+    """Makes the run's folder, or takes up the unfinished run that the settings name.
+
+    A run is taken up when ``resume`` names it, when ``name`` is an unfinished run's, or when ``checkpoints_dir``
+    holds an unfinished run's checkpoints.
+
+    Args:
+        subject: what the default name tells beside verb and date: the data set, the corpus.
+
+    Raises:
+        ValueError: the run is complete, at work in another process, or was begun with other settings.
+        FileNotFoundError: ``resume`` names no run.
+    """
+    settings = json.loads(config.model_dump_json())
+    existing = _existing(config)
+    if existing is None:
+        name = config.name or _free_name(config.runs_dir, f"{verb}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if config.force_new:
+            name = _free_name(config.runs_dir, name)
+        run = create_run(config.runs_dir, name, verb, settings)
+    else:
+        run = existing
+        _refuse_changes(run, verb, settings)
+    _link_checkpoints(config, run)
+    return OpenRun(run, existing is not None, _lock(run))
+
+
+def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[str, Any]:
+    """The settings that a run was begun with: what `--resume` starts from.
+
+    Raises:
+        FileNotFoundError: there is no such run. ValueError: another verb began it.
+    """
+    run = find_run(name_or_path, runs_dir)
+    if run.config["verb"] != verb:
+        began = run.config["verb"]
+        raise ValueError(f"Run '{run.name}' was begun by `limner {began}`; continue it with that verb.")
+    return dict(run.config["config"])
+
+
+def _existing(config: RunConfig) -> Run | None:
+    if config.force_new:
+        return None
+    if config.resume is not None:
+        run = find_run(config.resume, config.runs_dir)
+    else:
+        path = _linked_run(config) or (config.runs_dir / check_name(config.name) if config.name else None)
+        if path is None or not (path / "config.json").is_file():
+            return None
+        run = Run(path)
+    status = run.state().status
+    if status is Status.COMPLETED:
+        raise ValueError(
+            f"Run '{run.name}' is complete: its model is at {run.model_path}. "
+            "Choose another --name, or --force-new to start over beside it."
+        )
+    return run
+
+
+def _refuse_changes(run: Run, verb: str, settings: dict[str, Any]) -> None:
+    before = dict(run.config["config"])
+    if run.config["verb"] != verb:
+        raise ValueError(f"Run '{run.name}' was begun by `limner {run.config['verb']}`, not by `limner {verb}`.")
+    changed = [
+        f"--{name.replace('_', '-')} was {before.get(name)!r}, is {settings.get(name)!r}"
+        for name in sorted(before.keys() | settings.keys())
+        if name not in FREE_FIELDS and before.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"Run '{run.name}' is unfinished and was begun with other settings ({'; '.join(changed)}). "
+            "Give the same settings to resume it, another --name, or --force-new to start over beside it."
+        )
+
+
+def _free_name(runs_dir: Path, name: str) -> str:
+    name = "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in name).strip("-._")[:100]
+    candidate, number = name, 1
+    while (runs_dir / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _linked_run(config: RunConfig) -> Path | None:
+    folder = getattr(config, "checkpoints_dir", None)
+    link = folder / "run.json" if folder else None
+    if link is None or not link.is_file():
+        return None
+    return Path(json.loads(link.read_text())["run"])
+
+
+def _link_checkpoints(config: RunConfig, run: Run) -> None:
+    """A checkpoints folder outside the run's own tells whose it is."""
+    folder = getattr(config, "checkpoints_dir", None)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"run": str(run.path.resolve())}))
+
+
+def _lock(run: Run) -> Any:
+    """One trainer a run: the lock vanishes with the process that holds it, however it ends."""
+    file = open(run.path / ".lock", "a+")  # noqa: SIM115  held as long as the run
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"Run '{run.name}' is at work in another process; follow it with `limner runs tail {run.name}`."
+            ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,140 @@
+"""Answers a run's commands at its step boundaries: pause, resume, stop, checkpoint, sample, note; and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from limner.runs import Command, CommandQueue
+
+if TYPE_CHECKING:
+    from limner.training.trainer import Trainer
+
+POLL_SECONDS = 0.1
+"""How often a paused run looks for commands."""
+
+Verdict = Literal["go", "stop"]
+
+
+class Steering:
+    """The boundary's work for a `Trainer`. ``queue`` is None on ranks other than 0, which follow rank 0."""
+
+    def __init__(self, trainer: Trainer, queue: CommandQueue | None) -> None:
+        self.trainer, self.queue = trainer, queue
+        self.interrupted = False
+        self._signal_waiting = False
+        self._pause_reason: str | None = None
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """While within, the first Ctrl-C or SIGTERM is a `stop`; a second Ctrl-C interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self.interrupted and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.interrupted = self._signal_waiting = True
+            self.trainer.journal.say("Stopping at the end of this step (press Ctrl-C again to give it up).")
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def request_pause(self, reason: str) -> None:
+        """The run holds at the next boundary."""
+        self._pause_reason = reason
+
+    def at_boundary(self) -> Verdict:
+        """Answers what has been asked since the last boundary; holds the run while it is paused."""
+        journal = self.trainer.journal
+        if journal.disk_full and not journal.flush():
+            self.request_pause("The disk is full: events wait in memory. Free some space, then resume.")
+        if self._pause_reason is not None:
+            reason, self._pause_reason = self._pause_reason, None
+            return self.hold(reason)
+        for command in self._commands():
+            if command.name == "stop":
+                return self._stop(command)
+            if command.name == "pause":
+                return self.hold(str(command.arguments.get("reason", "")), command.id)
+            if command.name == "resume":
+                self._refuse(command, "the run is not paused")
+            else:
+                self._answer(command)
+        return "go"
+
+    def hold(self, reason: str, command: str | None = None) -> Verdict:
+        """Waits, the model in memory, until a `resume` or a `stop` comes; answers everything else meanwhile."""
+        journal = self.trainer.journal
+        journal.event("paused", reason=reason, **({"command": command} if command else {}))
+        journal.say(f"Paused at step {journal.step}. {reason}".rstrip())
+        with self.trainer.meter.outside("paused"):
+            while True:
+                for asked in self._commands():
+                    if asked.name == "stop":
+                        return self._stop(asked)
+                    if asked.name == "resume":
+                        journal.event("resumed", command=asked.id)
+                        journal.say("Resumed.")
+                        return "go"
+                    if asked.name == "pause":
+                        self._refuse(asked, "the run is paused already")
+                    else:
+                        self._answer(asked)
+                time.sleep(POLL_SECONDS)
+                if journal.disk_full:
+                    journal.flush()
+
+    def _stop(self, command: Command) -> Verdict:
+        self.trainer.journal.event("stopping", command=command.id)
+        return "stop"
+
+    def _answer(self, command: Command) -> None:
+        """Answers checkpoint, sample and note; anything else is refused in the log."""
+        journal = self.trainer.journal
+        match command.name:
+            case "checkpoint":
+                self.trainer.save_checkpoint(command.id)
+            case "note":
+                journal.event("note", text=str(command.arguments.get("text", "")), command=command.id)
+            case "sample":
+                if journal.folder is None:
+                    return
+                try:
+                    journal.event("sample", **self.trainer.answer_sample(command.arguments), command=command.id)
+                except (ValueError, OSError) as error:
+                    self._refuse(command, str(error))
+            case _:
+                self._refuse(command, f"'{command.name}' is no command")
+
+    def _refuse(self, command: Command, why: str) -> None:
+        self.trainer.journal.event("command", command=command.id, name=command.name, ok=False, message=why)
+
+    def _commands(self) -> list[Command]:
+        """What rank 0 found in the command folder, on every rank; a signal on rank 0 is a `stop`."""
+        commands: list[Command] = []
+        if self.queue is not None:
+            commands = self.queue.poll()
+            if self._signal_waiting:
+                self._signal_waiting = False
+                commands.append(Command("signal", "stop"))
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return commands
+        # An integer is cheap to share at every step; the commands themselves follow only when there are some.
+        count = torch.tensor([len(commands)], device=accelerator.device)
+        if int(accelerator.reduce(count)) == 0:
+            return []
+        return broadcast_object_list([commands])[0]

@@ -1,0 +1,532 @@
+"""The one training loop, for every task.
+
+    run = open or resume -> prepare the task -> [ step -> boundary ] ... -> best weights -> model/
+
+A *step* is one optimizer step over an effective batch; a *boundary* is the place between two steps where a run
+evaluates, saves, and answers commands. Whatever happens happens there, so that a checkpoint is always a whole step.
+Everything a step does is a function of the weights, the optimizer's moments and the step's number, so a resumed
+run repeats an uninterrupted one bit for bit (same machine, threads and world size).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import shutil
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from limner import device as hardware
+from limner.config.training import TrainSettings
+from limner.runs import CommandQueue, Run
+from limner.runs.state import process_identity
+from limner.training.checkpoints import CheckpointManager
+from limner.training.journal import Journal
+from limner.training.meter import Meter
+from limner.training.opening import open_run
+from limner.training.optimizer import (
+    build_optimizer,
+    gradient_norm,
+    layer_norms,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    scale_gradients,
+)
+from limner.training.order import Order, position_seed
+from limner.training.schedule import lr_scale
+from limner.training.steering import Steering
+from limner.training.task import Batch, Task
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint holds beside weights, moments and the task's own state."""
+
+    step: int = 0
+    units: int = 0
+    """Tokens or captions seen."""
+    evaluations_without_gain: int = 0
+    best_value: float | None = None
+    nonfinite_in_a_row: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the last evaluation measured."""
+    evaluated_step: int = -1
+    """The step of that evaluation."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. ``reason``: "completed", "early stopping" or "stopped" (it can then be resumed)."""
+
+    run: Run
+    reason: str
+    step: int
+    metrics: dict[str, float]
+    interrupted: bool = False
+    """Stopped by Ctrl-C or SIGTERM."""
+
+
+def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: bool = False) -> Result:
+    """Trains ``task`` as ``config`` says, in a run of its own or in the unfinished one that it names.
+
+    Args:
+        verb: the verb that resumes the run ("train", "pretrain", "demo").
+        subject: what the default run name tells: the data set or corpus.
+        quiet: print nothing.
+
+    Raises:
+        ValueError: see `open_run`; also whatever the task finds wrong with its data or model. The run's log then
+            holds an `error` event.
+    """
+    choice = hardware.choose(config.device, config.precision, config.threads)
+    accelerator = Accelerator(
+        cpu=choice.device.type == "cpu",
+        mixed_precision="fp16" if choice.dtype == torch.float16 else "no",
+        log_with=list(config.report_to) or None,
+        project_dir=str(config.runs_dir),
+    )
+    opened = open_run(verb, config, subject) if accelerator.is_main_process else None
+    path = _broadcast(accelerator, opened.run.path if opened else None)
+    journal = Journal(path if accelerator.is_main_process else None, quiet)
+    try:
+        journal.event("progress", phase="starting", done=0, total=1, unit="", **process_identity())
+        if opened and opened.resumed:
+            journal.say(f"Resuming run '{opened.run.name}'.")
+        journal.say(f"Computing on {choice}.")
+        trainer = Trainer(task, config, Run(path), journal, accelerator, choice)
+        return trainer.run_to_end(verb)
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        with contextlib.suppress(OSError):
+            journal.event("error", message=message, traceback=traceback.format_exc())
+        raise
+    finally:
+        journal.close()
+        if opened:
+            opened.close()
+
+
+class Trainer:
+    """The loop over one task; `train` makes and runs it."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainSettings,
+        run: Run,
+        journal: Journal,
+        accelerator: Accelerator,
+        choice: hardware.Choice,
+    ) -> None:
+        self.task, self.config, self.run, self.journal = task, config, run, journal
+        self.accelerator, self.choice = accelerator, choice
+        hardware.keep_freed_memory()
+        torch.manual_seed(config.seed)
+        task.prepare(choice.device, choice.dtype, journal.progress)
+        self.directions = {"eval_loss": "min", **task.directions}
+        if config.metric_for_best_model not in self.directions:
+            known = ", ".join(self.directions)
+            raise ValueError(
+                f"'{config.metric_for_best_model}' is not measured by this run; choose one of: {known}."
+            )
+        self.model: nn.Module = accelerator.prepare_model(task.model)
+        self.optimizer = build_optimizer(task.parameter_groups())
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        loop = config.loop()
+        self.loop = loop
+        self.order = Order(
+            task.num_examples,
+            loop.batch_size,
+            loop.accumulation,
+            accelerator.num_processes,
+            config.seed,
+            task.arrange,
+        )
+        by_epochs = math.ceil(loop.epochs * self.order.steps_per_epoch) if loop.epochs is not None else None
+        limits = [limit for limit in (loop.steps, by_epochs) if limit is not None]
+        if not limits or min(limits) < 1:
+            raise ValueError("The run has no length; give the number of epochs or steps (at least 1).")
+        self.total_steps = min(limits)
+        self.warmup_steps = config.warmup(self.total_steps)
+        self.progress = Progress()
+        folder = config.checkpoints_dir or run.checkpoints_path
+        self.manager: CheckpointManager | None = None
+        if accelerator.is_main_process:
+            metric = config.metric_for_best_model
+            self.manager = CheckpointManager(folder, metric, self.directions[metric], config.save_total_limit)
+        self.saved_step = -1
+        self.meter = Meter(task.unit, task.flops_per_unit, choice)
+        self.steering = Steering(self, CommandQueue(run.path) if accelerator.is_main_process else None)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="limner-batches")
+        self._ahead: dict[int, Future[list[Batch]]] = {}
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def run_to_end(self, verb: str) -> Result:
+        self._load_latest()
+        self._announce(verb)
+        with self.steering.signals():
+            try:
+                reason = self._loop()
+                if reason != "stopped":
+                    self._finish()
+            finally:
+                self._reader.shutdown(cancel_futures=True)
+        interrupted = self.steering.interrupted
+        self.journal.event("complete", reason=reason, metrics=self.progress.metrics, interrupted=interrupted)
+        if reason == "stopped":
+            self.journal.say(
+                f"Stopped at step {self.progress.step} of {self.total_steps}, saved. "
+                f"To go on: limner {verb} --resume {self.run.name} --runs-dir {self.run.path.parent}"
+            )
+        if self.config.report_to:
+            self.accelerator.end_training()
+        return Result(self.run, reason, self.progress.step, self.progress.metrics, interrupted)
+
+    def _loop(self) -> str:
+        """Runs steps until the end; says why it ended."""
+        progress, loop = self.progress, self.loop
+        if progress.step == 0:
+            self._probe()
+        while progress.step < self.total_steps:
+            if self.steering.at_boundary() == "stop":
+                self.save_checkpoint()
+                return "stopped"
+            if self._exhausted():
+                return "early stopping"
+            self._step()
+            step = progress.step
+            last = step == self.total_steps
+            if last or (loop.eval_every and step % loop.eval_every == 0):
+                improved = self._evaluate()
+                self._probe()
+                if improved:
+                    self.save_checkpoint()
+            elif step & (step - 1) == 0 and step < (loop.eval_every or self.total_steps):
+                self._probe()  # at 1, 2, 4, 8 ...: early training changes fastest
+            if last or (loop.checkpoint_every and step % loop.checkpoint_every == 0):
+                self.save_checkpoint()
+        return "early stopping" if self._exhausted() and progress.step < self.total_steps else "completed"
+
+    def _finish(self) -> None:
+        """Puts the best weights back and writes the model in the stock format."""
+        if self.accelerator.is_main_process and self.manager:
+            best = self.manager.best
+            if best and best.step != self.progress.step:
+                self._load_weights(best.read()[0])
+                self.journal.say(f"The best checkpoint is step {best.step}: {_numbers(best.metrics)}.")
+            aside = self.run.path / ".model"
+            _remove_tree(aside)
+            self.task.save(self.accelerator.unwrap_model(self.model), aside)
+            _remove_tree(self.run.model_path)
+            aside.rename(self.run.model_path)
+            self.journal.say(f"The model is at {self.run.model_path}.")
+        self.accelerator.wait_for_everyone()
+
+    # -- one optimizer step ----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One optimizer step: the gradient of the mean loss over all supervised tokens of the effective batch."""
+        progress, accelerator = self.progress, self.accelerator
+        with self.meter.time("data"):
+            batches = self._batches(progress.step)
+            counts = torch.tensor([sum(b.num_targets for b in batches), sum(b.num_units for b in batches)])
+            targets, units = accelerator.reduce(counts.to(accelerator.device)).tolist()
+        scale = lr_scale(
+            progress.step, self.total_steps, self.warmup_steps, self.config.schedule, self.config.lr_floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+        with self.meter.time("compute"):
+            self.model.train()
+            loss_sum = torch.zeros((), device=accelerator.device)
+            for k, batch in enumerate(batches):
+                torch.manual_seed(position_seed(self.config.seed, progress.step, k, accelerator.process_index))
+                tensors = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.tensors.items()}
+                last = k == len(batches) - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                    loss = self.task.loss(self.model, tensors)
+                    if batch.num_targets == 0:
+                        loss = loss * 0.0  # this rank has nothing in the round, but its peers wait for it
+                    # DDP averages over ranks; a sum over ranks is what the mean over tokens needs.
+                    accelerator.backward(loss * (accelerator.num_processes / max(1, targets)))
+                loss_sum += loss.detach()
+            mean_loss = float(accelerator.reduce(loss_sum)) / max(1, targets)
+            norm = float(gradient_norm(self.parameters))
+        applied = math.isfinite(mean_loss) and math.isfinite(norm)
+        with self.meter.time("optimizer"):
+            if applied:
+                if self.config.grad_clip and norm > self.config.grad_clip:
+                    scale_gradients(self.parameters, self.config.grad_clip / norm)
+                self.optimizer.step()
+                progress.nonfinite_in_a_row = 0
+            else:
+                self._report_nonfinite(mean_loss, norm)
+            self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.units += units
+        self.journal.step = progress.step
+        self.meter.step_done(units)
+        self._log_step(mean_loss, norm)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step; the next step's are read meanwhile, in a thread."""
+        wanted = self._ahead.pop(step, None)
+        if step + 1 < self.total_steps and step + 1 not in self._ahead:
+            self._ahead[step + 1] = self._reader.submit(self._read, step + 1)
+        return wanted.result() if wanted else self._read(step)
+
+    def _read(self, step: int) -> list[Batch]:
+        rank, batches = self.accelerator.process_index, []
+        for k, indices in enumerate(self.order.micro_batches(step, rank)):
+            seed = position_seed(self.config.seed, step, k, rank)
+            batch = self.task.batch(indices or self.order.step_examples(step)[:1].tolist(), seed)
+            if not indices:
+                batch.num_targets = batch.num_units = 0
+            batches.append(batch)
+        return batches
+
+    def _report_nonfinite(self, loss: float, norm: float) -> None:
+        progress = self.progress
+        progress.nonfinite_in_a_row += 1
+        what = f"a loss of {loss} and a gradient norm of {norm}"
+        self.journal.event(
+            "warning",
+            kind="nonfinite",
+            message=f"Step {progress.step + 1} gave {what}; it was not applied.",
+            loss=loss,
+            gradient_norm=norm,
+            examples=[self.task.example_id(int(i)) for i in self.order.step_examples(progress.step)],
+            layer_norms=layer_norms(self.optimizer),
+        )
+        if progress.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
+            self.steering.request_pause(
+                f"{progress.nonfinite_in_a_row} steps in a row were not finite. Look at the examples that the "
+                "warnings name, or stop and begin again with a lower learning rate; resume goes on as it is."
+            )
+
+    def _log_step(self, loss: float, norm: float) -> None:
+        progress = self.progress
+        if progress.step % self.config.log_every and progress.step != self.total_steps:
+            return
+        bits = self.task.bits_per_byte(loss)
+        rates = {g["name"]: g["lr"] for g in self.optimizer.param_groups}
+        values = {
+            "loss": loss,
+            **({"bits_per_byte": bits} if bits is not None else {}),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm,
+            "epoch": round(progress.step / self.order.steps_per_epoch, 6),
+            self.task.unit: progress.units,
+            **self.meter.read(self.total_steps - progress.step),
+        }
+        self.journal.event("metrics", **values, learning_rates=rates)
+        rate = values[f"{self.task.unit}_per_second"]
+        self.journal.training(progress.step, self.total_steps, f"loss {loss:.3f}  {rate:,.0f} {self.task.unit}/s")
+        if self.config.report_to:
+            self.accelerator.log(
+                {k: v for k, v in values.items() if isinstance(v, (int, float))}, step=progress.step
+            )
+
+    # -- evaluation ------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> bool:
+        """Measures the fixed subset. True: the metric that decides is the best so far."""
+        with self.meter.outside("evaluation"):
+            metrics = {"eval_loss": self._validation_loss()}
+            if self.accelerator.is_main_process:
+                with self._inference() as model:
+                    metrics |= self.task.evaluate(model)
+            metrics = _broadcast(self.accelerator, metrics)
+        progress = self.progress
+        progress.metrics, progress.evaluated_step = metrics, progress.step
+        bits = self.task.bits_per_byte(metrics["eval_loss"])
+        extra = {"bits_per_byte": bits} if bits is not None else {}
+        self.journal.event("validation", **metrics, **extra, seconds=self.meter.last_outside)
+        if self.config.report_to:
+            self.accelerator.log(dict(metrics), step=progress.step)
+        self.journal.say(f"step {progress.step}: {_numbers(metrics)}")
+        value = metrics[self.config.metric_for_best_model]
+        smaller = self.directions[self.config.metric_for_best_model] == "min"
+        best = progress.best_value
+        improved = math.isfinite(value) and (best is None or (value < best if smaller else value > best))
+        if improved:
+            progress.best_value, progress.evaluations_without_gain = value, 0
+        else:
+            progress.evaluations_without_gain += 1
+        return improved
+
+    def _validation_loss(self) -> float:
+        """The mean loss per supervised token over the task's validation batches, shared out among the ranks."""
+        accelerator, totals = self.accelerator, torch.zeros(2, dtype=torch.float64)
+        self.model.eval()
+        with torch.no_grad():
+            for index, batch in enumerate(self.task.validation_batches()):
+                mine = index % accelerator.num_processes == accelerator.process_index
+                if not mine:
+                    continue
+                tensors = {name: t.to(accelerator.device) for name, t in batch.tensors.items()}
+                loss = self.task.loss(accelerator.unwrap_model(self.model), tensors)
+                totals += torch.tensor([float(loss), batch.num_targets], dtype=torch.float64)
+        loss_sum, targets = accelerator.reduce(totals.to(accelerator.device)).tolist()
+        if targets == 0:
+            raise ValueError("The validation set has no supervised tokens; give it more data.")
+        return loss_sum / targets
+
+    def _probe(self) -> None:
+        """Decodes the fixed prompts and pictures, and logs what the model says of them now."""
+        if self.accelerator.is_main_process:
+            with self.meter.outside("samples"), self._inference() as model:
+                for sample in self.task.probes(model):
+                    self.journal.event("sample", **sample)
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[nn.Module]:
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        with torch.no_grad():
+            yield model
+        model.train()
+
+    def answer_sample(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A `sample` command's answer, with the live weights."""
+        with self.meter.outside("samples"), self._inference() as model:
+            return self.task.sample(model, arguments)
+
+    def _exhausted(self) -> bool:
+        patience = self.config.patience
+        return patience > 0 and self.progress.evaluations_without_gain >= patience
+
+    # -- resumable states ------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, command: str | None = None) -> None:
+        """Saves a resumable state of this step (once). A full disk pauses the run and is tried again after."""
+        progress, acknowledgement = self.progress, {"command": command} if command else {}
+        if self.saved_step == progress.step:
+            if command:
+                self.journal.event(
+                    "command", name="checkpoint", ok=True, message="saved already", **acknowledgement
+                )
+            return
+        while self.manager:
+            try:
+                with self.meter.outside("checkpoint"):
+                    state = {"progress": vars(progress), "task": self.task.state()}
+                    saved = self.manager.save(
+                        progress.step,
+                        self._weights(),
+                        optimizer_tensors(self.optimizer),
+                        state,
+                        progress.metrics if progress.evaluated_step == progress.step else {},
+                    )
+                best = self.manager.best
+                size = sum(path.stat().st_size for path in saved.path.iterdir())
+                self.journal.event(
+                    "checkpoint",
+                    path=str(saved.path),
+                    bytes=size,
+                    best=best is not None and best.step == saved.step,
+                    metrics=saved.metrics,
+                    **acknowledgement,
+                )
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                why = f"Step {progress.step} is not saved: the disk is full ({error}). Free some, then resume."
+                if self.steering.hold(why) == "stop":
+                    raise
+        self.saved_step = progress.step
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What training changes: trained parameters and buffers, by name."""
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        state = model.state_dict()
+        return trained | {name: b for name, b in model.named_buffers() if name in state}
+
+    def _load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
+        targets = self._weights()
+        if targets.keys() != tensors.keys():
+            odd = sorted(targets.keys() ^ tensors.keys())
+            raise ValueError(
+                f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
+            )
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(tensors[name])
+
+    def _load_latest(self) -> None:
+        folder = self.config.checkpoints_dir or self.run.checkpoints_path
+        metric = self.config.metric_for_best_model
+        manager = self.manager or CheckpointManager(folder, metric, self.directions[metric])
+        latest = manager.latest
+        if latest is None:
+            return
+        weights, moments, state = latest.read()
+        self._load_weights(weights)
+        load_optimizer_tensors(self.optimizer, moments)
+        self.progress = Progress(**state["progress"])
+        self.task.load_state(state["task"])
+        self.saved_step = self.journal.step = self.progress.step
+        self.journal.say(f"Going on from {latest.path.name} of {self.total_steps}.")
+
+    def _announce(self, verb: str) -> None:
+        """The start event, and the derived numbers for a person."""
+        trained = sum(p.numel() for p in self.parameters)
+        total = sum(p.numel() for p in self.accelerator.unwrap_model(self.model).parameters())
+        self.journal.event(
+            "start",
+            kind=self.task.kind,
+            verb=verb,
+            unit=self.task.unit,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.order.steps_per_epoch,
+            examples=self.task.num_examples,
+            examples_per_step=self.order.examples_per_step,
+            resumed_from=self.progress.step if self.saved_step >= 0 else None,
+            parameters=total,
+            trained_parameters=trained,
+            device=str(self.choice.device),
+            precision=str(self.choice.dtype).removeprefix("torch."),
+            threads=self.choice.threads,
+            world_size=self.accelerator.num_processes,
+            directions=self.directions,
+            metric_for_best_model=self.config.metric_for_best_model,
+            **self.task.facts(),
+            **process_identity(),
+        )
+        self.journal.start_heartbeat()
+        self.journal.say(
+            f"Run '{self.run.name}': {total:,} parameters, {trained:,} trained ({trained / total:.1%}); "
+            f"{self.task.num_examples:,} examples, {self.order.examples_per_step} a step, "
+            f"{self.order.steps_per_epoch:,} steps an epoch, {self.total_steps:,} in all, "
+            f"{self.warmup_steps} of warm-up."
+        )
+        if self.config.report_to:
+            self.accelerator.init_trackers("limner", config={"run": self.run.name})
+
+
+def _broadcast(accelerator: Accelerator, value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

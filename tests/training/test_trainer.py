@@ -1,0 +1,174 @@
+"""The loop against its oracles: an uninterrupted twin, one big batch, and a run's own log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import ToyConfig, ToyTask
+
+from limner.runs import Run, Status, send_command
+from limner.training.trainer import train
+
+
+def run(config: ToyConfig, **task_settings):
+    return train(ToyTask(config, **task_settings), config, "toy", "toy", quiet=True)
+
+
+def weights(finished: Run) -> dict[str, torch.Tensor]:
+    return load_file(finished.model_path / "model.safetensors")
+
+
+def losses(finished: Run, type: str = "metrics", field: str = "loss") -> dict[int, float]:
+    return {event["step"]: event[field] for event in finished.events() if event["type"] == type}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_log_is_numbered_and_tells_the_run(tmp_path: Path) -> None:
+    result = run(ToyConfig(runs_dir=tmp_path, name="one"))
+    events = result.run.events()
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    start = next(event for event in events if event["type"] == "start")
+    assert (start["total_steps"], start["steps_per_epoch"], start["examples_per_step"]) == (12, 7, 8)
+    assert start["parameters"] == start["trained_parameters"] == 8 * 16 + 16 + 16 * 3 + 3
+    assert list(losses(result.run)) == list(range(1, 13))
+    assert list(losses(result.run, "validation", "eval_loss")) == [4, 8, 12]
+    assert result.run.state().status is Status.COMPLETED
+    assert result.reason == "completed" and not result.run.state().resumable
+    assert losses(result.run)[12] < losses(result.run)[1]
+
+
+def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
+    small = run(ToyConfig(runs_dir=tmp_path, name="small", dropout=0.0, batch_size=2, accumulation=4))
+    big = run(ToyConfig(runs_dir=tmp_path, name="big", dropout=0.0, batch_size=8, accumulation=1))
+    assert list(losses(small.run).values()) == pytest.approx(list(losses(big.run).values()), rel=1e-6)
+    for name, tensor in weights(small.run).items():
+        torch.testing.assert_close(tensor, weights(big.run)[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = run(ToyConfig(runs_dir=tmp_path, name="whole"))
+    config = ToyConfig(runs_dir=tmp_path, name="halves", pace=0.02)
+    folder = tmp_path / "halves"
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 5), send_command(folder, "stop")))
+    stopper.start()
+    first = run(config)
+    stopper.join()
+    assert first.reason == "stopped" and first.run.state().resumable
+    assert first.run.state().status is Status.STOPPED
+    second = run(config)  # the same command again
+    assert second.reason == "completed" and second.run.path == first.run.path
+    assert same(weights(whole.run), weights(second.run))
+    assert losses(whole.run) == losses(second.run)
+    assert {event["attempt"] for event in second.run.events()} == {1, 2}
+
+
+def test_pause_sample_note_checkpoint_and_resume_change_nothing(tmp_path: Path) -> None:
+    whole = run(ToyConfig(runs_dir=tmp_path, name="whole"))
+    folder = tmp_path / "steered"
+
+    def steer() -> None:
+        _wait_for_step(folder, 3)
+        send_command(folder, "pause")
+        _wait_for(folder, "paused")
+        send_command(folder, "sample", prompt="hello")
+        send_command(folder, "sample")
+        send_command(folder, "note", text="a remark")
+        send_command(folder, "checkpoint")
+        send_command(folder, "pause")
+        _wait_for(folder, "note")
+        assert Run(folder).state().status is Status.PAUSED
+        time.sleep(0.5)
+        send_command(folder, "resume")
+
+    steering = threading.Thread(target=steer)
+    steering.start()
+    result = run(ToyConfig(runs_dir=tmp_path, name="steered", pace=0.02))
+    steering.join()
+    assert same(weights(whole.run), weights(result.run))
+    events = result.run.events()
+    answered = [event for event in events if "command" in event]
+    kinds = [event["type"] for event in answered if "checkpoint" not in (event["type"], event.get("name"))]
+    assert kinds == ["paused", "sample", "command", "note", "command", "resumed"]
+    refused = [event["message"] for event in answered if event.get("ok") is False]
+    assert refused == ["A sample needs a prompt.", "the run is paused already"]
+    paused = next(event for event in events if event["type"] == "paused")
+    after = next(e for e in events if e["type"] == "metrics" and e["step"] == paused["step"] + 1)
+    assert after["eta_seconds"] < 2.0, "paused time must count in no rate"
+
+
+def test_nonfinite_steps_are_not_applied_and_then_pause(tmp_path: Path) -> None:
+    folder = tmp_path / "nan"
+    stopper = threading.Thread(target=lambda: (_wait_for(folder, "paused"), send_command(folder, "stop")))
+    stopper.start()
+    result = run(ToyConfig(runs_dir=tmp_path, name="nan", poison_steps=(1, 4, 5, 6)))
+    stopper.join()
+    events = result.run.events()
+    bad = [event for event in events if event.get("kind") == "nonfinite"]
+    assert [event["step"] for event in bad] == [1, 4, 5, 6]
+    assert len(bad[0]["examples"]) == 8 and set(bad[0]["layer_norms"]) == {
+        "0.weight",
+        "0.bias",
+        "3.weight",
+        "3.bias",
+    }
+    assert next(e for e in events if e["type"] == "paused")["step"] == 7
+    assert losses(result.run)[2] == "NaN" and isinstance(losses(result.run)[3], float)
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    config = ToyConfig(runs_dir=tmp_path, name="early", lr=30.0, steps=60, eval_every=2, patience=2)
+    result = run(config)
+    values = losses(result.run, "validation", "eval_loss")
+    assert result.reason == "early stopping" and result.step < 60
+    best = min(values, key=lambda step: values[step])
+    assert result.step > best
+    task = ToyTask(config)
+    task.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
+    task.model.load_state_dict(weights(result.run))
+    task.model.eval()
+    with torch.no_grad():
+        total = sum(float(task.loss(task.model, b.tensors)) for b in task.validation_batches())
+    assert total / 16 == pytest.approx(values[best], rel=1e-5)
+
+
+def test_changed_settings_are_refused_and_force_new_starts_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
+    stopper.start()
+    run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02))
+    stopper.join()
+    with pytest.raises(ValueError, match=r"--lr was 0\.01, is 0\.02"):
+        run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, lr=0.02))
+    beside = run(ToyConfig(runs_dir=tmp_path, name="r", lr=0.02, force_new=True))
+    assert beside.run.name == "r-2"
+    with pytest.raises(ValueError, match="complete"):
+        run(ToyConfig(runs_dir=tmp_path, name="r-2", lr=0.02))
+
+
+def test_unknown_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eval_loss, accuracy"):
+        run(ToyConfig(runs_dir=tmp_path, name="m", metric_for_best_model="acuracy"))
+    assert Run(tmp_path / "m").state().status is Status.FAILED
+
+
+def _wait_for_step(folder: Path, step: int) -> None:
+    _until(lambda: any(e["step"] >= step for e in Run(folder).events()))
+
+
+def _wait_for(folder: Path, type: str) -> None:
+    _until(lambda: any(e["type"] == type for e in Run(folder).events()))
+
+
+def _until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
