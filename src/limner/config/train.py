@@ -1,0 +1,198 @@
+"""Settings of ``limner train``: a captioner, from nothing or from stock checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from limner.config.training import Loop, TrainSettings
+
+SIGLIP, SMOLLM = "google/siglip-base-patch16-224", "HuggingFaceTB/SmolLM-135M"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    "balanced": {"encoder_model": SIGLIP, "decoder_model": SMOLLM},
+    "better": {"encoder_model": "google/siglip-base-patch16-384", "decoder_model": "HuggingFaceTB/SmolLM2-360M"},
+    "large": {
+        "encoder_model": "google/siglip-so400m-patch14-384",
+        "decoder_model": "HuggingFaceTB/SmolLM2-1.7B",
+        "batch_size": 2,
+        "gradient_accumulation_steps": 32,
+    },
+    "premium": {
+        "encoder_model": "google/siglip2-so400m-patch16-384",
+        "decoder_model": "Qwen/Qwen2.5-3B",
+        "batch_size": 1,
+        "gradient_accumulation_steps": 64,
+    },
+    "legacy": {"encoder_model": "google/vit-base-patch16-224-in21k", "decoder_model": "distilbert/distilgpt2"},
+}
+"""The recommended pairs. ``scratch`` needs no download: a small pair trained from random weights."""
+
+
+class TrainConfig(TrainSettings):
+    """Train or fine-tune a captioner: vision encoder -> projection -> decoder-only language model."""
+
+    # -- data
+    dataset: tuple[str, ...] = ()
+    """One or more data sets: names (`limner data list`), hub ids, folders, manifests, .tar shards; combined."""
+    dataset_weights: tuple[float, ...] = ()
+    """How often each data set is drawn, relative to the others; unset: as many pictures as it has."""
+    image_column: str | None = None
+    """The column of a hub data set that holds the picture; unset: found by its type."""
+    caption_column: str | None = None
+    """The column that holds the caption or captions; unset: found by its name."""
+    sample: int | None = Field(default=None, ge=2)
+    """Use only this many pictures (seeded), for a quick look."""
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be read, counted and named, instead of ending with an error."""
+    max_length: int = Field(default=30, ge=2)
+    """The most tokens of a caption, its end included; longer ones are cut, and counted."""
+    augment: bool = False
+    """Vary crops and colours (and mirror pictures whose captions name no side); turns feature caching off."""
+    cache_dir: Path = Path("cache")
+    """Where downloaded data and vision features are kept."""
+    prune_cache: bool = False
+    """Remove this run's feature cache when it has ended."""
+    cache_features: Literal["auto", "on", "off"] = "auto"
+    """Encode every picture once, ahead; auto: when the encoder is frozen and the disk has room."""
+    cache_int8: bool = False
+    """Keep cached features in 8 bits: half the disk, at the error that is printed."""
+
+    # -- model
+    preset: Literal["scratch", "balanced", "better", "large", "premium", "legacy"] | None = None
+    """A recommended pair. Unset: `balanced` for named and hub data sets, `scratch` for a person's own folder."""
+    encoder_model: str | None = None
+    """Vision encoder: a hub id or a folder in stock format (google/siglip-base-patch16-224 in `balanced`)."""
+    decoder_model: str | None = None
+    """Language model: a hub id, a stock folder, or a pretraining run (HuggingFaceTB/SmolLM-135M in `balanced`)."""
+    feature_extractor_model: str | None = None
+    """Another image processor than the encoder's own: a hub id or folder."""
+    base_model: str | None = None
+    """Go on from a captioner trained earlier: a hub id or a model folder."""
+    base_model_revision: str | None = None
+    """The revision of the base model on the hub."""
+    vision_feature_layer: int | None = None
+    """The encoder's layer that is projected; unset: -2, or the last map of a convolutional trunk."""
+    projection_type: Literal["linear", "mlp"] = "linear"
+    """The map from vision width to language width."""
+    lora: bool = True
+    """Train low-rank adapters on the decoder's attention; --no-lora trains the whole decoder."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: int = Field(default=16, ge=1)
+    """Scale of the adapters: alpha / r."""
+    lora_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout before the adapters."""
+    freeze_vision: bool = True
+    """Leave the encoder as it is. An encoder from random weights always trains."""
+    unfreeze_vision_layers: int = Field(default=0, ge=0)
+    """Train the encoder's last layers all the same."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations instead of keeping them; auto: where memory needs it."""
+    pack: bool = True
+    """Put all captions of a picture into one row behind one prefix; --no-pack takes a row a caption."""
+
+    # -- optimization
+    num_train_epochs: float = Field(default=3, gt=0)
+    """Passes over the training pictures."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """End after this many optimizer steps at the latest."""
+    batch_size: int = Field(default=4, ge=1)
+    """Pictures (each with all its captions) that a process holds at once."""
+    gradient_accumulation_steps: int = Field(default=16, ge=1)
+    """Batches in an optimizer step."""
+    projection_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the projection."""
+    lora_lr: float = Field(default=5e-5, gt=0)
+    """Peak learning rate of the adapters, or of the whole decoder with --no-lora."""
+    vision_lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of unfrozen vision layers."""
+    scratch_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of an encoder or decoder that begins from random weights."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of matrices; norms and biases are not decayed."""
+    warmup_steps: int = Field(default=500, ge=0)
+    """Steps in which the learning rate rises; never more than a tenth of the run."""
+
+    # -- evaluation and what is kept
+    eval_steps: int = Field(default=100, ge=0)
+    """Optimizer steps between evaluations; 0: only at the end."""
+    eval_images: int = Field(default=64, ge=1)
+    """Validation pictures that are captioned and scored at every evaluation."""
+    num_beams: int = Field(default=3, ge=1)
+    """Beams of those captions, and the default that the saved model carries."""
+    save_steps: int = Field(default=100, ge=0)
+    """Optimizer steps between resumable states; 0: only at the end."""
+    save_dir: Path | None = None
+    """Also copy the finished model here."""
+    save_adapter: bool = False
+    """Also save the adapter in PEFT form, beside the merged model."""
+    debug: bool = False
+    """Print expected and got captions at every evaluation (and the traceback of an error)."""
+    plan: bool = False
+    """Tell what the run would need and take, from five steps; train nothing."""
+    push_to_hub: bool = False
+    """Upload the finished model (comes with the export verbs)."""
+    model_id: str | None = None
+    """The repository to upload to."""
+    tag: str | None = None
+    """A tag for the uploaded revision."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.push_to_hub:
+            raise ValueError(
+                "--push-to-hub is not here yet: train without it, and upload the model folder yourself."
+            )
+        if (self.model_id or self.tag) and not self.push_to_hub:
+            raise ValueError("--model-id and --tag say where to upload to; they come with --push-to-hub.")
+        if self.augment and self.cache_features == "on":
+            raise ValueError(
+                "--augment changes pixels at every step, so --cache-features on cannot hold; choose one."
+            )
+        if self.dataset_weights and len(self.dataset_weights) != len(self.dataset):
+            raise ValueError(f"--dataset-weights needs {len(self.dataset)} numbers, one for each data set.")
+        if self.base_model and (self.encoder_model or self.decoder_model or self.preset):
+            raise ValueError(
+                "--base-model brings its own encoder and decoder; leave out --encoder-model, --preset."
+            )
+        if self.base_model_revision and not self.base_model:
+            raise ValueError("--base-model-revision says which --base-model; give that too.")
+        if self.cache_int8 and self.cache_features == "off":
+            raise ValueError("--cache-int8 needs the feature cache; leave out --cache-features off.")
+        if self.preset == "scratch" and (self.encoder_model or self.decoder_model):
+            raise ValueError("--preset scratch takes no stock models; leave it out to use yours.")
+        return self
+
+    def loop(self) -> Loop:
+        return Loop(
+            epochs=self.num_train_epochs,
+            steps=self.max_steps,
+            batch_size=self.batch_size,
+            accumulation=self.gradient_accumulation_steps,
+            eval_every=self.eval_steps,
+            checkpoint_every=self.save_steps,
+        )
+
+    def warmup(self, total_steps: int) -> int:
+        return min(self.warmup_steps, total_steps // 10)
+
+    def with_preset(self) -> TrainConfig:
+        """Fills in what the preset says and the person did not: the encoder, the decoder, the batch.
+
+        Without ``preset``: `balanced` where any data set is named in the catalogue or on the hub, else `scratch`.
+        A name that is a path on this machine is a person's own folder.
+        """
+        preset = self.preset
+        if preset is None:
+            if self.base_model or self.encoder_model or self.decoder_model:
+                return self
+            own = all(Path(name).exists() for name in self.dataset) or set(self.dataset) <= {"scenes"}
+            preset = "scratch" if own else "balanced"
+        missing = {name: value for name, value in PRESETS[preset].items() if name not in self.model_fields_set}
+        missing |= {"preset": preset}
+        explicit = {name: getattr(self, name) for name in type(self).model_fields} | missing
+        return type(self).model_construct(**explicit)
