@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def parse(config_type: type[T] | Any, argv: list[str], prog: str, description: str | None = None) -> T:
+def parse(config_type: type[T], argv: list[str], prog: str, description: str | None = None) -> T:
     """Parses ``argv`` into ``config_type``; exits with tyro's help or its error when that is what is due.
 
     ``--debug`` (which shows tracebacks) is taken by `limner.cli.main` and dropped here, unless the

@@ -188,11 +188,10 @@ class TrainConfig(TrainSettings):
         """
         preset = self.preset
         if preset is None:
-            if self.base_model or self.encoder_model or self.decoder_model:
+            if self.base_model or (self.encoder_model and self.decoder_model):
                 return self
             own = all(Path(name).exists() for name in self.dataset) or set(self.dataset) <= {"scenes"}
             preset = "scratch" if own else "balanced"
-        missing = {name: value for name, value in PRESETS[preset].items() if name not in self.model_fields_set}
-        missing |= {"preset": preset}
-        explicit = {name: getattr(self, name) for name in type(self).model_fields} | missing
-        return type(self).model_construct(**explicit)
+        fields = type(self).model_fields
+        missing = {n: value for n, value in PRESETS[preset].items() if getattr(self, n) == fields[n].default}
+        return self.model_copy(update=missing)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import shutil
 import traceback
@@ -331,7 +332,8 @@ class Trainer:
             self.task.unit: progress.units,
             **self.meter.read(self.total_steps - progress.step),
         }
-        self.journal.event("metrics", **values, learning_rates=rates)
+        examples = self.order.step_examples(progress.step - 1).tolist()
+        self.journal.event("metrics", **values, learning_rates=rates, examples=examples)
         rate = values[f"{self.task.unit}_per_second"]
         self.journal.training(progress.step, self.total_steps, f"loss {loss:.3f}  {rate:,.0f} {self.task.unit}/s")
         if self.config.report_to:
@@ -508,6 +510,9 @@ class Trainer:
             **process_identity(),
         )
         self.journal.start_heartbeat()
+        if self.accelerator.is_main_process:
+            names = [self.task.example_id(index) for index in range(self.task.num_examples)]
+            (self.run.path / "examples.json").write_text(json.dumps(names))
         self.journal.say(
             f"Run '{self.run.name}': {total:,} parameters, {trained:,} trained ({trained / total:.1%}); "
             f"{self.task.num_examples:,} examples, {self.order.examples_per_step} a step, "
