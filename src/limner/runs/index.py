@@ -1,0 +1,321 @@
+"""A run's log, indexed as it grows: events by number and by type, metrics as columns, the run's story.
+
+`RunIndex.update` reads what is new, once. After that, any range of a log of a million events is one seek, and any
+chart of it is a view of the columns' pyramids (`limner.runs.series`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+
+from limner.runs.events import EVENT_TYPES, Event, decode_number
+from limner.runs.pyramid import Grower, Pyramid
+from limner.runs.state import STATUS_EVENTS
+
+TABLES = ("metrics", "validation")
+"""The event types whose numbers become columns."""
+MOST_COLUMNS = 512
+"""A table stops growing wider here: a log whose keys never end must not eat the memory."""
+_HEAD = frozenset({"seq", "attempt", "step", "time", "type"})
+_BLOCK = 4 << 20
+_LINES = 256
+"""Lines parsed at a time: their objects then fit the processor's cache (four times as fast as one big array)."""
+_TYPE_CODES = {name: code for code, name in enumerate(EVENT_TYPES)}
+_OTHER = 255
+
+
+class Table:
+    """The events of one type as columns; row i of every column is the same event."""
+
+    def __init__(self) -> None:
+        self._heads = {name: Grower(np.float64 if name == "time" else np.int64) for name in _HEAD - {"type"}}
+        self.columns: dict[str, Pyramid] = {}
+
+    def __len__(self) -> int:
+        return len(self._heads["seq"])
+
+    def head(self, name: str) -> np.ndarray:
+        """Of every row, its ``seq``, ``attempt``, ``step`` or ``time``."""
+        return self._heads[name].array
+
+    @property
+    def nbytes(self) -> int:
+        heads = sum(grower.nbytes for grower in self._heads.values())
+        return heads + sum(column.nbytes for column in self.columns.values())
+
+    def extend(self, events: list[Event]) -> None:
+        before = len(self)
+        for name, grower in self._heads.items():
+            grower.extend(np.array(list(map(itemgetter(name), events))))
+        for name, (values, present) in _columns(events).items():
+            if name not in self.columns:
+                if len(self.columns) >= MOST_COLUMNS or not present.any():
+                    continue
+                self.columns[name] = Pyramid()
+                self.columns[name].extend(np.zeros(before), np.zeros(before, bool))
+            self.columns[name].extend(values, present)
+        for column in self.columns.values():
+            if (lacking := len(self) - len(column)) > 0:
+                column.extend(np.zeros(lacking), np.zeros(lacking, bool))
+
+
+class RunIndex:
+    """The log at ``path``, which may not exist yet. Thread-safe: `update` and the readers hold one lock."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.lock = threading.RLock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.offset = 0
+        self.inode = 0
+        self._offsets = Grower(np.int64)
+        self._types = Grower(np.uint8)
+        self.tables = {name: Table() for name in TABLES}
+        self.damaged_lines = 0
+        self.last: Event | None = None
+        self.last_metrics: Event | None = None
+        self.status_event: Event | None = None
+        """The newest event that says what the run is doing."""
+        self.identity: Event | None = None
+        """The newest event that says which process is at work."""
+        self.starts: list[Event] = []
+        self.attempts: list[dict[str, Any]] = []
+        self.pauses: list[dict[str, Any]] = []
+        self.counts: dict[str, int] = {}
+
+    @property
+    def last_seq(self) -> int:
+        return len(self._offsets)
+
+    @property
+    def nbytes(self) -> int:
+        return self._offsets.nbytes + self._types.nbytes + sum(table.nbytes for table in self.tables.values())
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def update(self) -> int:
+        """Takes in the whole lines that came since the last time; returns how many events they were.
+
+        A log that was replaced, or cut by more than a torn tail, is read anew from its beginning.
+        """
+        with self.lock:
+            try:
+                file = open(self.path, "rb")  # noqa: SIM115  closed by the `with` below
+            except (FileNotFoundError, NotADirectoryError):
+                if self.offset:
+                    self._forget()
+                return 0
+            with file:
+                stat = os.fstat(file.fileno())
+                if stat.st_size < self.offset or stat.st_ino != self.inode:
+                    self._forget()
+                    self.inode = stat.st_ino
+                if stat.st_size == self.offset:
+                    return 0
+                before = self.last_seq
+                file.seek(self.offset)
+                rest = b""
+                while block := file.read(_BLOCK):
+                    whole, newline, tail = (rest + block).rpartition(b"\n")
+                    if newline:
+                        self._take(whole)
+                    rest = tail if newline else rest + block
+                return self.last_seq - before
+
+    def _take(self, block: bytes) -> None:
+        """Indexes whole lines (``block`` lacks the last newline)."""
+        lines = block.split(b"\n")
+        for k in range(0, len(lines), _LINES):
+            self._take_lines(lines[k : k + _LINES])
+
+    def _take_lines(self, lines: list[bytes]) -> None:
+        events = _parse(lines)
+        lengths = np.fromiter(map(len, lines), np.int64, len(lines)) + 1
+        offsets = self.offset + np.cumsum(lengths) - lengths
+        expected = self.last_seq + 1
+        if events is None or list(map(itemgetter("seq"), events)) != list(range(expected, expected + len(lines))):
+            events, kept = [], list[int]()
+            for k, line in enumerate(lines):
+                event = _parse_one(line)
+                if event is not None and event["seq"] == expected + len(kept):
+                    kept.append(k)
+                    events.append(event)
+            self.damaged_lines += len(lines) - len(kept)
+            offsets = offsets[kept]
+        self.offset += int(lengths.sum())
+        if not events:
+            return
+        self._offsets.extend(offsets)
+        types = [event["type"] for event in events]
+        self._types.extend(np.array([_TYPE_CODES.get(name, _OTHER) for name in types], np.uint8))
+        self.last = events[-1]
+        for name, table in self.tables.items():
+            if name in types:
+                rows = [event for event in events if event["type"] == name]
+                table.extend(rows)
+                if name == "metrics":
+                    self.last_metrics = rows[-1]
+        steady = len(self.attempts) > 0 and types.count("metrics") == len(types)
+        if steady and events[-1]["attempt"] == self.attempts[-1]["attempt"] == events[0]["attempt"]:
+            self.counts["metrics"] = self.counts.get("metrics", 0) + len(events)
+            self.attempts[-1] |= _last_of_attempt(events[-1])
+        else:
+            for event in events:
+                self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """Keeps the run's story: attempts, pauses, what it is doing, how often each type came."""
+        kind = event["type"]
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if not self.attempts or self.attempts[-1]["attempt"] != event["attempt"]:
+            head = {"attempt": event["attempt"], "first_seq": event["seq"], "started": event["time"]}
+            self.attempts.append(head | {"first_step": event["step"], "end": None})
+        self.attempts[-1] |= _last_of_attempt(event)
+        if kind == "metrics":
+            return
+        if "pid" in event:
+            self.identity = event
+        if kind in STATUS_EVENTS:
+            self.status_event = event
+        if kind == "start":
+            self.starts.append(event)
+            self.attempts[-1]["first_step"] = event["step"]
+        elif kind == "paused":
+            pause = {"from": event["time"], "to": None, "step": event["step"], "reason": event.get("reason", "")}
+            self.pauses.append(pause | {"attempt": event["attempt"]})
+        if kind in ("resumed", "stopping", "start", "complete", "error") and self.pauses:
+            self.pauses[-1]["to"] = self.pauses[-1]["to"] or event["time"]
+        if kind in ("complete", "error"):
+            self.attempts[-1]["end"] = kind
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def lines(self, first: int, last: int, most_bytes: int | None = None) -> list[bytes]:
+        """The log's lines of events ``first`` to ``last`` (inclusive), as they stand in the file.
+
+        Args:
+            most_bytes: stop before more than this many bytes (one line is always given).
+        """
+        with self.lock:
+            last = min(last, self.last_seq)
+            if first > last or first < 1:
+                return []
+            offsets = self._offsets.array
+            if most_bytes is not None:
+                fits = int(np.searchsorted(offsets, offsets[first - 1] + most_bytes, "right"))
+                last = max(first, min(last, fits))
+            start = int(offsets[first - 1])
+            stop = int(offsets[last]) if last < self.last_seq else self.offset
+        with open(self.path, "rb") as file:
+            block = os.pread(file.fileno(), stop - start, start)
+        lines = block.split(b"\n")[:-1]
+        if len(lines) != last - first + 1:  # damaged lines stand between
+            lines = [line for line in lines if _parse_one(line) is not None]
+        return lines[: last - first + 1]
+
+    def seqs(self, types: set[str], after: int = 0, before: int | None = None) -> np.ndarray:
+        """The numbers of the events of these types with ``after`` < seq < ``before``."""
+        with self.lock:
+            stop = self.last_seq if before is None else max(0, min(self.last_seq, before - 1))
+            codes = [_TYPE_CODES[name] for name in types if name in _TYPE_CODES]
+            found = np.isin(self._types.array[after:stop], codes)
+            return np.flatnonzero(found) + after + 1
+
+    def events(self, seqs: np.ndarray | list[int]) -> list[Event]:
+        """The events of these numbers (in rising order); neighbours are read together."""
+        found: list[Event] = []
+        numbers = np.asarray(seqs, dtype=np.int64)
+        if not len(numbers):
+            return found
+        for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):
+            found += [from_json(line) for line in self.lines(int(group[0]), int(group[-1]))]
+        return found
+
+    def values(self, table: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a metric, where it is present: copies."""
+        with self.lock:
+            column = self.tables[table].columns.get(name)
+            if column is None:
+                return np.empty(0, np.int64), np.empty(0)
+            return self.tables[table].head("step")[column.present], column.values[column.present]
+
+    def elapsed(self) -> float:
+        """Seconds in which the run was at work: all attempts, without pauses."""
+        with self.lock:
+            worked = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts)
+            end = self.last["time"] if self.last else 0.0
+            return max(0.0, worked - sum((pause["to"] or end) - pause["from"] for pause in self.pauses))
+
+
+def _last_of_attempt(event: Event) -> dict[str, Any]:
+    return {"last_seq": event["seq"], "ended": event["time"], "last_step": event["step"]}
+
+
+def _parse(lines: list[bytes]) -> list[Event] | None:
+    """The events of these lines; None: not all of them are events."""
+    try:
+        events = from_json(b"[" + b",".join(lines) + b"]", cache_strings="keys")
+        heads = [list(map(itemgetter(name), events)) for name in ("seq", "attempt", "step", "time", "type")]
+    except (ValueError, TypeError, KeyError):
+        return None
+    kinds = [set(map(type, column)) for column in heads]
+    whole = kinds[0] == kinds[1] == kinds[2] == {int} and kinds[3] <= {float, int} and kinds[4] == {str}
+    return events if whole and len(events) == len(lines) else None
+
+
+def _parse_one(line: bytes) -> Event | None:
+    events = _parse([line])
+    return events[0] if events else None
+
+
+def _columns(events: list[Event]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every number in the events as columns: name -> (values, present). Nested objects give "outer.inner"."""
+    columns = {}
+    for name, items in _by_key(events).items():
+        if name in _HEAD:
+            continue
+        inner = next((item for item in items if item is not None), None)
+        if isinstance(inner, dict):
+            nested = _by_key([item if isinstance(item, dict) else {} for item in items])
+            columns.update({f"{name}.{key}": _column(values) for key, values in nested.items()})
+        elif isinstance(inner, (int, float, str)):
+            columns[name] = _column(items)
+    return columns
+
+
+def _by_key(dicts: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values of every key, None where it lacks. Quick where all have the same keys, as most logs do."""
+    names = list(dicts[0])
+    if set(map(len, dicts)) == {len(names)}:
+        with contextlib.suppress(KeyError):
+            return {name: list(map(itemgetter(name), dicts)) for name in names}
+    names = list(dict.fromkeys(name for item in dicts for name in item))
+    return {name: [item.get(name) for item in dicts] for name in names}
+
+
+def _column(items: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, and "NaN" and its kin, as floats; anything else is absent."""
+    if set(map(type, items)) <= {float, int}:
+        with contextlib.suppress(OverflowError):
+            return np.array(items, np.float64), np.ones(len(items), bool)
+    values = np.zeros(len(items))
+    present = np.zeros(len(items), bool)
+    for k, item in enumerate(items):
+        number = decode_number(item)
+        if isinstance(number, (int, float)):
+            try:
+                values[k] = number
+            except OverflowError:  # an integer beyond a float's range
+                values[k] = np.inf if number > 0 else -np.inf
+            present[k] = True
+    return values, present
