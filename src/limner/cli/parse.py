@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def parse(config_type: type[T], argv: list[str], prog: str, description: str | None = None) -> T:
+def parse(
+    config_type: type[T],
+    argv: list[str],
+    prog: str,
+    description: str | None = None,
+    default: T | None = None,
+) -> T:
     """Parses ``argv`` into ``config_type``; exits with tyro's help or its error when that is what is due.
 
     ``--debug`` (which shows tracebacks) is taken by `limner.cli.main` and dropped here, unless the
     configuration has a field of that name.
+
+    Args:
+        default: what arguments that are not given are taken from (a preset, a file, a run that is resumed).
     """
     import tyro
 
-    if "--debug" in argv and "debug" not in getattr(config_type, "model_fields", {}):
+    fields = getattr(config_type, "model_fields", {})
+    if "--debug" in argv and "debug" not in fields:
         argv = [word for word in argv if word != "--debug"]
-    return tyro.cli(config_type, args=argv, prog=prog, description=description)
+    argv = _spell_out_flags(argv, {name for name, field in fields.items() if field.annotation == (bool | None)})
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(config_type, args=argv, prog=prog, description=description, **given)
+
+
+def _spell_out_flags(argv: list[str], undecided: set[str]) -> list[str]:
+    """``--x`` and ``--no-x`` for settings that are True, False or left to Limner; tyro wants a value there."""
+    flags = {"--" + name.replace("_", "-"): name for name in undecided}
+    words: list[str] = []
+    for i, word in enumerate(argv):
+        following = argv[i + 1] if i + 1 < len(argv) else ""
+        if word in flags and following not in ("True", "False", "None"):
+            words += [word, "True"]
+        elif word.startswith("--no-") and "--" + word[5:] in flags:
+            words += ["--" + word[5:], "False"]
+        else:
+            words.append(word)
+    return words

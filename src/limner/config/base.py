@@ -57,6 +57,8 @@ def command_line(verb: str, config: Config) -> list[str]:
             flag = "--" + name.replace("_", "-")
             if isinstance(value, bool):
                 options.append(flag if value else flag.replace("--", "--no-", 1))
+            elif any("append" in str(marker).lower() for marker in field.metadata):
+                options += [word for item in _words(value) for word in (flag, item)]  # a repeated flag
             else:
                 options += [flag, *_words(value)]
     return ["limner", verb, *positional, *options]
