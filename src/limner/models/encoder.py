@@ -63,14 +63,14 @@ def load_encoder(
     if isinstance(source, PretrainedConfig):
         config = _fixed_resolution(getattr(source, "vision_config", source))
         encoder = AutoModel.from_config(config)
-        settings = _default_processor(config)
+        settings = {} if processor else _default_processor(config)
     else:
         whole = load_stock(AutoConfig, source, "vision encoder", **hub)
         config = getattr(whole, "vision_config", whole)
         encoder = load_stock(AutoModel, source, "vision encoder", config=config, dtype=torch.float32, **hub)
         if config.model_type == "siglip2_vision_model":
             encoder = _from_siglip2(encoder)
-            settings = _default_processor(encoder.config)
+            settings = {} if processor else _default_processor(encoder.config)
         else:
             settings = {} if processor else _processor_settings(source, **hub)
     if encoder.main_input_name != "pixel_values":
@@ -81,7 +81,8 @@ def load_encoder(
 
 
 def _default_processor(config: PretrainedConfig) -> dict[str, Any]:
-    height, width = image_size(config, {})
+    # Convolutional trunks state no size; 224 is what almost all were trained at.
+    height, width = image_size(config, {} if getattr(config, "image_size", None) else {"size": 224})
     return _DEFAULT_PROCESSOR | {"size": {"height": height, "width": width}}
 
 

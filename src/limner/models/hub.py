@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 _WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 
@@ -32,6 +34,7 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
         ValueError: a checkpoint that does not hold what its configuration says.
     """
     check_folder(source, what)
+    transformers_logging.disable_progress_bar()  # its bars count tensors, and break the output of a verb
     settings = {key: value for key, value in settings.items() if value is not None}
     is_model = "Config" not in stock_class.__name__ and (
         stock_class.__name__.startswith("AutoModel")
@@ -41,7 +44,7 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
         settings |= {"use_safetensors": True, "output_loading_info": True}
     try:
         loaded = stock_class.from_pretrained(source, trust_remote_code=False, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(error, source, what) from error
     if not is_model:
         return loaded
@@ -99,7 +102,7 @@ def local_folder(source: str | Path, what: str, revision: str | None = None, cac
 def _explained(error: Exception, source: str | Path, what: str) -> Exception:
     text = str(error)
     if Path(source).is_dir():
-        if "safetensors" in text or "no file named" in text:
+        if "no file named" in text:
             return FileNotFoundError(
                 f"{source} has no model.safetensors: the {what} is incomplete (pickles are not read)."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with seeded(seed):
+    with seeded(seed), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a name that is deprecated there; nothing a user could mend.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         return get_peft_model(lm, settings), sentence  # type: ignore[arg-type,return-value]
 
 

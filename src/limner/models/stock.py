@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -48,8 +49,8 @@ def expressible(vlm: PrefixConditioningVLM) -> tuple[bool, str]:
     why = None
     if vlm.is_convolutional:
         why = f"a LLaVA vision tower gives rows of tokens, and {vision.model_type} gives a map"
-    elif getattr(vision, "hidden_size", None) != width:
-        why = f"the configuration of {vision.model_type} does not state the width of its features ({width})"
+    elif getattr(vision, "hidden_size", width) != width:
+        why = f"the features of {vision.model_type} at layer {vlm.feature_layer} are not as wide as it states"
     elif head.bias is not None:
         why = f"LLaVA's head has no bias, and that of {text.model_type} has one"
     elif getattr(text, "final_logit_softcapping", None) is not None:
@@ -95,7 +96,7 @@ def _aside(folder: Path) -> Iterator[Path]:
             aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        if isinstance(error, (OSError, SafetensorError)):
             raise OSError(
                 f"The model could not be saved to {folder}: {error}; nothing was written there."
             ) from error
@@ -117,6 +118,7 @@ def _save_llava(vlm: PrefixConditioningVLM, folder: Path) -> None:
     _write_weights(llava, weights, folder)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
+    _add_older_names(folder / "config.json")
     lm.generation_config.save_pretrained(folder)
     _save_processor(vlm, folder)
 
@@ -127,6 +129,7 @@ def llava_config(vlm: PrefixConditioningVLM) -> LlavaConfig:
     text = type(lm.config)(**_plain(lm.config))
     text.architectures = [type(lm).__name__]
     vision = type(vlm.encoder.config)(**_plain(vlm.encoder.config))
+    vision.hidden_size = vlm.projection.linear_1.in_features  # by this LLaVA sizes its projector (LeViT has none)
     # The tie key of LLaVA is `language_model.embed_tokens`: a family that names it otherwise is saved untied.
     text.tie_word_embeddings = bool(text.tie_word_embeddings) and hasattr(decoders.stack(lm), "embed_tokens")
     llava: Any = LlavaConfig
@@ -240,6 +243,20 @@ def _save_tokenizer(words: PreTrainedTokenizerFast, folder: Path, processor: str
         "padding_side": "left",
     } | {name: getattr(words, name) for name in special if getattr(words, name) is not None}
     _write_json(folder / "tokenizer_config.json", settings | ({"processor_class": processor} if processor else {}))
+
+
+def _add_older_names(path: Path) -> None:
+    """transformers 4 and vLLM look for the rotary base by its old names, and take 10,000 where they are missing."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        text["rope_theta"] = text["rotary_emb_base"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        text["partial_rotary_factor"] = text["rotary_pct"] = rope["partial_rotary_factor"]
+    if rope.get("rope_type", "default") != "default":
+        text["rope_scaling"] = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    _write_json(path, config)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
