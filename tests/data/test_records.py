@@ -50,6 +50,11 @@ def test_records_that_share_an_image_move_together() -> None:
 
 def test_named_splits_win() -> None:
     assert assign_splits([("a", "test"), ("b", "train"), ("c", "validation")]) == ["test", "train", "validation"]
+    ids = [str(k) for k in range(200)]
+    assert assign_splits([(i, "test") for i in ids]) == [split_of(i) for i in ids]  # one name says nothing
+    divided = assign_splits([(i, "train") for i in ids] + [("t", "test")])
+    assert [s == "validation" for s in divided[:-1]] == [split_of(i) == "validation" for i in ids]
+    assert "test" not in divided[:-1]
     assert [split_name(word) for word in ("dev", "restval", "VAL ")] == ["validation", "train", "validation"]
     with pytest.raises(ValueError, match="Unknown split 'holdout'"):
         split_name("holdout")

@@ -99,11 +99,22 @@ def assign_splits(
 ) -> list[Split]:
     """The split of every image: its own where it names one, else `split_of`.
 
+    A data set that names one split only (all is "train", or "test") names none. Where it names several but not
+    validation, its training images are divided between the two.
+
     With two images or more, neither training nor validation is ever empty: where chance left validation empty, the
     image nearest to it moves there. Such a set is tiny; the exception ends as soon as it has grown.
     """
     items = list(ids)
-    splits = [own or split_of(image_id, seed, fractions) for image_id, own in items]
+    names = {own for _, own in items}
+    splits: list[Split] = []
+    for image_id, own in items:
+        if own is None or len(names) == 1:
+            splits.append(split_of(image_id, seed, fractions))
+        elif own == "train" and "validation" not in names:
+            splits.append(split_of(image_id, seed, (1 - fractions[1], fractions[1], 0.0)))
+        else:
+            splits.append(own)
     positions = [split_position(image_id, seed) for image_id, _ in items]
     if len({image_id for image_id, _ in items}) >= 2:
         if "train" not in splits:

@@ -1,0 +1,275 @@
+"""A person's own pictures: a folder, a manifest or tar shards, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import overload
+
+from limner.data.images import EXTENSIONS, ImageSource
+from limner.data.manifests import SUFFIXES, Entry, read_manifest
+from limner.data.records import FRACTIONS, SPLITS, Record, Splits, assign_splits, split_name
+from limner.data.shards import TarImage, index_shard, webdataset_samples
+
+# JSON files that other tools leave in a data folder.
+_NOT_MANIFESTS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_USUAL_NAMES = ("captions", "manifest", "annotations", "metadata", "data")
+
+
+@dataclass
+class Found:
+    """A picture that was found, with what its manifest or sidecar says of it."""
+
+    image: ImageSource
+    image_id: str
+    entry: Entry
+
+
+class ImageCaptionDataset(Sequence[Record]):
+    """A folder of pictures with captions.
+
+    ``path`` is a folder with one of these, looked for in this order, or the file itself:
+
+    1. ``metadata.jsonl`` or ``metadata.csv`` (the Hugging Face form), also in ``train/``, ``validation/``, ...;
+    2. a manifest: one .json, .jsonl, .csv or .tsv file (`limner.data.manifests` tells the forms);
+    3. ``.tar`` shards in the WebDataset form (with a manifest beside them, they only hold the pictures);
+    4. ``name.txt`` beside ``name.jpg``, one caption a line, in any depth of folders.
+
+    Args:
+        skip_bad_images: leave out pictures that are missing or have no caption, and count and name them in
+            ``remarks``, instead of raising. (Whether a picture can be decoded, `limner.data.checking` finds out.)
+
+    Attributes:
+        remarks: what a person should know: captions that repeat, pictures without captions, with names and counts.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: no pictures, no captions, a manifest that cannot be read, names a missing file, or leaves its
+            folder; the message names it, with the count.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        skip_bad_images: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.remarks: list[str] = []
+        if not self.path.exists():
+            raise FileNotFoundError(f"There is no folder or file {path}.")
+        manifests = _manifests(self.path)
+        if manifests:
+            found = [
+                picture
+                for manifest in manifests
+                for picture in self._from_manifest(manifest, image_column, caption_column, skip_bad_images)
+            ]
+        elif shards := _shards(self.path):
+            samples, without = webdataset_samples(shards)
+            found = [Found(image, image.member, entry) for image, entry in samples]
+            if without:
+                self._remark("sample holds", "samples hold", "no picture and is left out", without)
+        else:
+            found = list(self._from_sidecars())
+        self.records = self._merge(found, skip_bad_images)
+        if not self.records:
+            raise ValueError(
+                f"{self.path} holds no picture with a caption. Put name.txt beside name.jpg, or a captions.json of "
+                'the form {"name.jpg": "its caption"}.'
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        return self.records[index]
+
+    def splits(self, seed: int = 42, fractions: tuple[float, float, float] = FRACTIONS) -> Splits:
+        """The records by split: the data set's own where it names them, else by the hash of ``image_id``."""
+        named = assign_splits([(record.image_id, record.split) for record in self.records], seed, fractions)
+        parts = {split: [r for r, s in zip(self.records, named, strict=True) if s == split] for split in SPLITS}
+        return Splits(parts["train"], parts["validation"], parts["test"])
+
+    def _from_manifest(
+        self, manifest: Path, image_column: str | None, caption_column: str | None, skip_bad_images: bool
+    ) -> list[Found]:
+        root = manifest.parent
+        entries = read_manifest(manifest, image_column, caption_column)
+        if not entries:
+            raise ValueError(f"{manifest} has no entries.")
+        within = "" if root == self.path or self.path.is_file() else f"{root.relative_to(self.path).as_posix()}/"
+        locate = _Locator(root)
+        found, missing = [], []
+        for entry in entries:
+            image = locate(entry)
+            if image is None:
+                missing.append(entry.file)
+            else:
+                if entry.split is None and within.strip("/") in _SPLIT_FOLDERS:
+                    entry.split = within.strip("/")
+                found.append(Found(image, within + PurePosixPath(entry.file).as_posix(), entry))
+        if locate.in_several_shards:
+            self._remark(
+                "picture stands", "pictures stand", "in several shards; the first is taken", locate.doubles
+            )
+        if missing:
+            names = sorted(set(missing))
+            if not skip_bad_images:
+                raise ValueError(
+                    f"{manifest} names {_counted(names, 'file', 'files')} that {_are(names)} not there: "
+                    f"{_listed(names)}. Add the pictures, remove the entries, or pass --skip-bad-images."
+                )
+            self._remark("picture is", "pictures are", "missing and left out", names)
+        return found
+
+    def _from_sidecars(self) -> Iterator[Found]:
+        bare, used = [], set()
+        for picture in sorted(p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()):
+            image_id = picture.relative_to(self.path).as_posix()
+            sidecar = picture.with_suffix(".txt")
+            if not sidecar.is_file():
+                bare.append(image_id)
+                continue
+            used.add(sidecar)
+            try:
+                text = sidecar.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{sidecar} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+            captions = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+            top = PurePosixPath(image_id).parts[0]
+            split = top if top in _SPLIT_FOLDERS else None
+            yield Found(picture, image_id, Entry(image_id, captions, split, str(sidecar)))
+        if bare:
+            if not used:
+                raise ValueError(
+                    f"{self.path} holds {_counted(bare, 'picture', 'pictures')} but no captions: put name.txt "
+                    'beside name.jpg (one caption a line), or a captions.json of the form {"name.jpg": "caption"}.'
+                )
+            self._remark("picture has", "pictures have", "no .txt beside it and is left out", bare)
+
+    def _merge(self, found: Iterable[Found], skip_bad_images: bool) -> list[Record]:
+        """One record a picture, its captions in the order in which they were found."""
+        records: dict[str, Record] = {}
+        empty: dict[str, None] = {}
+        for picture in found:
+            split = split_name(picture.entry.split) if picture.entry.split else None
+            record = records.setdefault(picture.image_id, Record(picture.image, [], picture.image_id, split))
+            if record.split != split:
+                raise ValueError(f"{picture.entry.where}: {picture.image_id} stands in two splits; keep it in one.")
+            if "" in picture.entry.captions or not picture.entry.captions:
+                empty[picture.image_id] = None
+            record.captions += [caption for caption in picture.entry.captions if caption]
+        if empty:
+            names = list(empty)
+            if not skip_bad_images:
+                raise ValueError(
+                    f"{self.path}: {_counted(names, 'picture has', 'pictures have')} an empty caption: "
+                    f"{_listed(names)}. Write one, remove the entry, or pass --skip-bad-images."
+                )
+            self._remark("picture has", "pictures have", "an empty caption, which is left out", names)
+            records = {image_id: record for image_id, record in records.items() if record.captions}
+        repeating = [r.image_id for r in records.values() if len(set(r.captions)) < len(r.captions)]
+        if repeating:
+            self._remark("picture repeats", "pictures repeat", "a caption (kept)", repeating)
+        return list(records.values())
+
+    def _remark(self, one: str, many: str, what: str, names: Sequence[str]) -> None:
+        self.remarks.append(f"{self.path}: {_counted(names, one, many)} {what}: {_listed(names)}.")
+
+
+class _Locator:
+    """Finds the picture of an entry below ``root``: a file, or a member of a shard. Never outside ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._resolved = root.resolve()
+        self._members: dict[str, TarImage] | None = None
+        self.doubles: list[str] = []
+
+    @property
+    def in_several_shards(self) -> bool:
+        return bool(self.doubles)
+
+    def __call__(self, entry: Entry) -> ImageSource | None:
+        """None: there is no such picture.
+
+        Raises:
+            ValueError: the name leads out of the root: absolute, with ``..``, or through a symbolic link.
+        """
+        relative = PurePosixPath(entry.file.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts or Path(entry.file).is_absolute() or "\0" in entry.file:
+            raise ValueError(
+                f"{entry.where}: '{entry.file}' leads out of {self.root}; name pictures relative to the manifest's "
+                "folder, and below it."
+            )
+        path = self.root / relative
+        if path.is_file():
+            if not path.resolve().is_relative_to(self._resolved):
+                raise ValueError(
+                    f"{entry.where}: '{entry.file}' is a symbolic link out of {self.root}; copy the picture in."
+                )
+            return path
+        return self._member(str(relative))
+
+    def _member(self, name: str) -> TarImage | None:
+        if self._members is None:
+            self._members = {}
+            for shard in sorted(self.root.glob("*.tar")):
+                for member in index_shard(shard):
+                    key = member.member.removeprefix("./")
+                    if key in self._members:
+                        self.doubles.append(key)
+                    self._members.setdefault(key, member)
+        return self._members.get(name)
+
+
+_SPLIT_FOLDERS = ("train", "training", "validation", "valid", "val", "dev", "test")
+
+
+def _manifests(path: Path) -> list[Path]:
+    if path.is_file():
+        return [] if path.suffix.lower() == ".tar" else [path]
+    for folders in ([path], [path / name for name in _SPLIT_FOLDERS]):
+        metadata = [
+            folder / name
+            for folder in folders
+            for name in ("metadata.jsonl", "metadata.csv")
+            if (folder / name).is_file()
+        ]
+        if metadata:
+            return metadata
+    candidates = sorted(
+        file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name not in _NOT_MANIFESTS
+    )
+    usual = [file for file in candidates if file.stem.lower() in _USUAL_NAMES]
+    chosen = usual or candidates
+    if len(chosen) > 1:
+        names = _listed([file.name for file in chosen])
+        raise ValueError(
+            f"{path} holds {len(chosen)} manifests ({names}); name the one you mean instead of the folder."
+        )
+    return chosen
+
+
+def _shards(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.tar"))
+
+
+def _counted(names: Sequence[str], one: str, many: str) -> str:
+    return f"{len(names):,} {one if len(names) == 1 else many}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _listed(names: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

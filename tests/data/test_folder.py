@@ -1,0 +1,260 @@
+"""A person's own pictures: every form of manifest gives the same records, and every mistake one clear sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from limner.data.folder import ImageCaptionDataset
+from limner.data.images import load_image
+
+CAPTIONS = {"a.jpg": ["a red square", "a crimson box, seen from above"], "deep/b ü.png": ["a blue square"]}
+COLOURS = {"a.jpg": "red", "deep/b ü.png": "blue"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, colour in COLOURS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def rows() -> list[tuple[str, str]]:
+    return [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+
+
+def sidecars(root: Path) -> None:
+    for name, captions in CAPTIONS.items():
+        (root / name).with_suffix(".txt").write_text("\n".join(captions) + "\n\n", encoding="utf-8")
+
+
+def json_lists(root: Path) -> None:
+    (root / "captions.json").write_text(json.dumps(CAPTIONS), encoding="utf-8")
+
+
+def json_pairs(root: Path) -> None:
+    """The same file named twice in one object: both captions are kept."""
+    text = ",".join(f"{json.dumps(name)}: {json.dumps(caption)}" for name, caption in rows())
+    (root / "captions.json").write_text("{" + text + "}", encoding="utf-8")
+
+
+def json_objects(root: Path) -> None:
+    (root / "any name.json").write_text(json.dumps([{"file": n, "caption": c} for n, c in rows()]))
+
+
+def json_lines(root: Path) -> None:
+    lines = [json.dumps({"image": n, "captions": c}) for n, c in CAPTIONS.items()]
+    (root / "captions.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def comma_table(root: Path) -> None:
+    with (root / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("filename", "text"), *rows()])
+
+
+def tab_table(root: Path) -> None:
+    (root / "list.tsv").write_text("filepath\tcaption\n" + "\n".join(f"{n}\t{c}" for n, c in rows()))
+
+
+def hugging_face(root: Path) -> None:
+    (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": n, "text": c}) for n, c in rows()))
+    (root / "dataset_infos.json").write_text("{}")
+
+
+def karpathy(root: Path) -> None:
+    images = []
+    for name, captions in CAPTIONS.items():
+        folder, _, file = name.rpartition("/")
+        entry = {"filename": file, "split": "train", "sentences": [{"raw": c} for c in captions]}
+        images.append(entry | ({"filepath": folder} if folder else {}))
+    (root / "dataset_mine.json").write_text(json.dumps({"dataset": "mine", "images": images}))
+
+
+def coco(root: Path) -> None:
+    ids = {name: k for k, name in enumerate(CAPTIONS)}
+    images = [{"id": k, "file_name": name} for name, k in ids.items()]
+    notes = [{"id": 90 + k, "image_id": ids[n], "caption": c} for k, (n, c) in enumerate(rows())]
+    (root / "captions.json").write_text(json.dumps({"info": {"id": 1}, "images": images, "annotations": notes}))
+
+
+FORMS = [sidecars, json_lists, json_pairs, json_objects, json_lines, comma_table, tab_table]
+FORMS += [hugging_face, karpathy, coco]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_every_form_gives_the_same_records(pictures: Path, form: Callable[[Path], None]) -> None:
+    form(pictures)
+    dataset = ImageCaptionDataset(pictures)
+    assert {record.image_id: record.captions for record in dataset} == CAPTIONS
+    assert dataset.remarks == []
+    for record in dataset:
+        red, _, blue = load_image(record.image).getpixel((4, 3))
+        assert (red > 200, blue > 200) == (COLOURS[record.image_id] == "red", COLOURS[record.image_id] == "blue")
+    manifests = [file for file in pictures.iterdir() if file.suffix in (".json", ".jsonl", ".csv", ".tsv")]
+    named = [file for file in manifests if file.name != "dataset_infos.json"]
+    for file in named:  # the manifest itself may be given instead of its folder
+        assert [r.captions for r in ImageCaptionDataset(file)] == [r.captions for r in dataset]
+
+
+def test_flickr8k_token_files(pictures: Path) -> None:
+    (pictures / "tokens.txt").write_text("\n".join(f"{n}#{k}\t{c}" for k, (n, c) in enumerate(rows())))
+    assert {r.image_id: r.captions for r in ImageCaptionDataset(pictures / "tokens.txt")} == CAPTIONS
+    text = "image,caption\n" + "\n".join(f'{n},"{c}"' for n, c in rows())
+    (pictures / "captions.txt").write_text(text)
+    assert {r.image_id: r.captions for r in ImageCaptionDataset(pictures / "captions.txt")} == CAPTIONS
+
+
+def test_columns_can_be_named(pictures: Path) -> None:
+    (pictures / "data.jsonl").write_text("\n".join(json.dumps({"foto": n, "bildtext": c}) for n, c in rows()))
+    dataset = ImageCaptionDataset(pictures, image_column="foto", caption_column="bildtext")
+    assert {r.image_id: r.captions for r in dataset} == CAPTIONS
+    with pytest.raises(ValueError, match=r"no file column .* the columns are: foto, bildtext\..*--image-column"):
+        ImageCaptionDataset(pictures)
+    (pictures / "data.json").write_text(json.dumps([{"foto": n, "bildtext": c} for n, c in rows()]))
+    dataset = ImageCaptionDataset(pictures / "data.json", "foto", "bildtext")
+    assert {r.image_id: r.captions for r in dataset} == CAPTIONS
+
+
+def test_split_folders_of_the_hugging_face_form(tmp_path: Path) -> None:
+    for split, colour in (("train", "red"), ("validation", "blue"), ("test", "green")):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (4, 4), colour).save(tmp_path / split / "1.png")
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": colour}))
+    splits = ImageCaptionDataset(tmp_path).splits()
+    assert [[r.image_id for r in splits[name]] for name in ("train", "validation", "test")] == [
+        ["train/1.png"],
+        ["validation/1.png"],
+        ["test/1.png"],
+    ]
+
+
+BROKEN = {
+    "names a missing file": ('{"a.jpg": "x", "gone.jpg": "y"}', r"names 1 file that is not there: gone\.jpg"),
+    "names many": (
+        json.dumps({f"gone{k}.jpg": "y" for k in range(9)}),
+        r"names 9 files that are not there: gone0\.jpg, gone1\.jpg, gone2\.jpg and 6 more\..*--skip-bad-images",
+    ),
+    "empty caption": ('{"a.jpg": " "}', r"1 picture has an empty caption: a\.jpg"),
+    "no caption": ('{"a.jpg": []}', r"1 picture has an empty caption: a\.jpg"),
+    "null caption": ('[{"file": "a.jpg", "caption": null}]', "empty caption"),
+    "number": ('{"a.jpg": 7}', "a caption must be text, got 7"),
+    "torn": ('{"a.jpg": "x"', "is not valid JSON"),
+    "scalar": ("3", "expected an object or a list"),
+    "empty": ("{}", "has no entries"),
+    "rows are lists": ('[["a.jpg", "x"]]', "expected an object with a file and a caption, got list"),
+    "outside": ('{"../a.jpg": "x"}', r"'\.\./a\.jpg' leads out of"),
+    "outside backwards": ('{"deep\\\\..\\\\..\\\\a.jpg": "x"}', "leads out of"),
+    "absolute": ('{"/etc/passwd": "x"}', "leads out of"),
+    "a link out": ('{"link.jpg": "x"}', r"'link\.jpg' is a symbolic link out of"),
+    "unknown split": ('[{"file": "a.jpg", "caption": "x", "split": "holdout"}]', "Unknown split 'holdout'"),
+    "two splits": (
+        '[{"file":"a.jpg","caption":"x","split":"train"},{"file":"a.jpg","caption":"y","split":"test"}]',
+        "stands in two splits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_mistakes_in_a_manifest_are_told_in_one_sentence(pictures: Path, tmp_path_factory, name: str) -> None:
+    text, message = BROKEN[name]
+    outside = tmp_path_factory.mktemp("outside") / "secret.jpg"
+    Image.new("RGB", (4, 4)).save(outside)
+    os.symlink(outside, pictures / "link.jpg")
+    (pictures / "captions.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        ImageCaptionDataset(pictures)
+    assert "\n" not in str(caught.value)
+    assert str(pictures) in str(caught.value) or name == "unknown split"
+
+
+def test_skipping_counts_and_names(pictures: Path) -> None:
+    (pictures / "captions.json").write_text(
+        '{"a.jpg": ["x", ""], "deep/b ü.png": "", "g1.jpg": "y", "g2.jpg": "y"}'
+    )
+    dataset = ImageCaptionDataset(pictures, skip_bad_images=True)
+    assert [(r.image_id, r.captions) for r in dataset] == [("a.jpg", ["x"])]
+    assert [remark.removeprefix(f"{pictures}").split(": ", 1)[1] for remark in dataset.remarks] == [
+        "2 pictures are missing and left out: g1.jpg, g2.jpg.",
+        "2 pictures have an empty caption, which is left out: a.jpg, deep/b ü.png.",
+    ]
+
+
+def test_nothing_is_left_out_in_silence(pictures: Path) -> None:
+    (pictures / "a.txt").write_text("a red square\na red square\n")
+    dataset = ImageCaptionDataset(pictures)
+    assert dataset[0].captions == ["a red square"] * 2
+    assert [remark.split(": ", 1)[1] for remark in dataset.remarks] == [
+        "1 picture has no .txt beside it and is left out: deep/b ü.png.",
+        "1 picture repeats a caption (kept): a.jpg.",
+    ]
+
+
+def test_folders_without_pictures_or_captions(pictures: Path, tmp_path_factory) -> None:
+    with pytest.raises(ValueError, match="holds 2 pictures but no captions: put"):
+        ImageCaptionDataset(pictures)
+    with pytest.raises(ValueError, match="holds no picture with a caption"):
+        ImageCaptionDataset(tmp_path_factory.mktemp("bare"))
+    with pytest.raises(FileNotFoundError, match="There is no folder or file /no/such"):
+        ImageCaptionDataset("/no/such")
+    json_lists(pictures)
+    (pictures / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds 2 manifests \(captions.json, manifest.json\); name the one"):
+        ImageCaptionDataset(pictures)
+    (pictures / "latin.csv").write_bytes(b"file,caption\na.jpg,caf\xe9\n")
+    with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8 text"):
+        ImageCaptionDataset(pictures / "latin.csv")
+
+
+def test_tar_shards_are_read_in_place(pictures: Path) -> None:
+    with tarfile.open(pictures / "shard-000.tar", "w") as tar:
+        for key, colour in (("x/0001", "red"), ("0002.left", "blue"), ("0003", "green"), ("0004", "")):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), colour or "black").save(buffer, "PNG")
+            parts = {"png": buffer.getvalue(), "txt": f"a {colour} one\nanother\n".encode()}
+            if colour == "green":
+                parts = {"png": parts["png"], "json": b'{"caption": "a green one"}'}
+            elif not colour:
+                parts = {"txt": b"no picture"}
+            for extension, data in parts.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    dataset = ImageCaptionDataset(pictures / "shard-000.tar")
+    assert {r.image_id: r.captions for r in dataset} == {
+        "x/0001.png": ["a red one", "another"],
+        "0002.left.png": ["a blue one", "another"],
+        "0003.png": ["a green one"],
+    }
+    assert [load_image(r.image).getpixel((0, 0)) for r in dataset] == [(255, 0, 0), (0, 0, 255), (0, 128, 0)]
+    assert dataset.remarks[0].endswith("1 sample holds no picture and is left out: 0004.")
+    whole = (pictures / "shard-000.tar").read_bytes()
+    (pictures / "cut.tar").write_bytes(whole[:1540])
+    with pytest.raises(ValueError, match=r"cut\.tar"):
+        ImageCaptionDataset(pictures / "cut.tar")
+    (pictures / "zip.tar").write_bytes(b"PK\3\4" + bytes(600))
+    with pytest.raises(ValueError, match="not an uncompressed"):
+        ImageCaptionDataset(pictures / "zip.tar")
+
+
+def test_the_real_photos_are_read_from_their_shards(real_data: Path) -> None:
+    flickr = ImageCaptionDataset(real_data / "flickr8k")
+    splits = flickr.splits()
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6000, 1000, 0)
+    assert sum(len(r.captions) for r in flickr) == 35_000
+    names = (real_data / "flickr8k" / "Flickr_8k.devImages.txt").read_text().split()
+    assert {r.image_id for r in splits.validation} == set(names)
+    assert load_image(splits.validation[0].image).size == (192, 192)
+    assert "113 pictures stand in several shards" in flickr.remarks[0]
+    coco = ImageCaptionDataset(real_data / "coco_mini")
+    assert len(coco) == 80
+    assert all(len(r.captions) == 5 and max(load_image(r.image).size) == 320 for r in coco)
+    assert min(len(part) for part in (coco.splits().train, coco.splits().validation)) > 0
