@@ -216,10 +216,12 @@ def test_folders_without_pictures_or_captions(pictures: Path, tmp_path_factory) 
 
 def test_tar_shards_are_read_in_place(pictures: Path) -> None:
     with tarfile.open(pictures / "shard-000.tar", "w") as tar:
-        for key, colour in (("x/0001", "red"), ("0002.left", "blue"), ("0003", "green"), ("0004", "")):
+        for key, colour in (("x/0001", "red"), ("0002", "blue"), ("0003", "green"), ("0004", "")):
             buffer = io.BytesIO()
             Image.new("RGB", (8, 8), colour or "black").save(buffer, "PNG")
             parts = {"png": buffer.getvalue(), "txt": f"a {colour} one\nanother\n".encode()}
+            if colour == "blue":
+                parts["left.png"] = parts.pop("png")
             if colour == "green":
                 parts = {"png": parts["png"], "json": b'{"caption": "a green one"}'}
             elif not colour:
