@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +13,7 @@ from torch import nn
 from limner.config.base import Device, Precision
 from limner.config.training import Loop, TrainSettings
 from limner.training.task import Batch, ParameterGroup, Progress, Task
+from limner.training.trainer import train
 
 
 class ToyConfig(TrainSettings):
@@ -40,7 +39,7 @@ class ToyConfig(TrainSettings):
 
 
 class ToyTask(Task):
-    kind, unit = "toy", "examples"
+    kind, unit = "toy", "rows"
     directions: ClassVar = {"accuracy": "max"}
 
     def __init__(self, config: ToyConfig, num_examples: int = 50) -> None:
@@ -105,9 +104,7 @@ class ToyTask(Task):
         save_file(model.state_dict(), folder / "model.safetensors")
 
 
-if __name__ == "__main__":  # a trainer process of its own, for the tests that kill it
-    from limner.training.trainer import train
-
-    settings = ToyConfig(**json.loads(sys.argv[1]))
-    result = train(ToyTask(settings), settings, "toy", "toy", quiet=True)
-    sys.exit(130 if result.interrupted else 0)
+def train_toy(settings: dict[str, Any]) -> None:
+    """A whole run: the target of the processes that tests kill."""
+    config = ToyConfig(**settings)
+    train(ToyTask(config), config, "toy", "toy", quiet=True)
