@@ -1,0 +1,100 @@
+"""One token after the other: the likeliest (greedy) or a drawn one (sampling).
+
+Letters in the shape comments:
+    B  prefixes     A  rows still unfinished     N  max_new_tokens     V  vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.decoding.decoder import Decoded, Decoder, Job
+from limner.decoding.rules import filter_draw
+from limner.decoding.settings import GreedySettings
+
+
+class GreedyDecoder(Decoder[GreedySettings]):
+    """Takes the likeliest token each time, or with a temperature above 0 draws one."""
+
+    kind = GreedySettings
+
+    @torch.no_grad()
+    def _run(self, job: Job) -> Generator[Tensor, None, Decoded]:
+        settings, model, B, N = self.settings, job.model, job.prefix.batch, self.settings.max_new_tokens
+        tokens = torch.full((B, N), job.pad, device=model.device)
+        logprobs = torch.zeros(B, N, device=model.device)
+        lengths = torch.zeros(B, dtype=torch.int64, device=model.device)
+        endings = ["cancelled"] * B
+        draws = self._draws(job) if settings.temperature else None  # (B, N)
+        history, T0 = job.history(N)  # (A, T0 + N)
+        active = torch.arange(B, device=model.device)  # (A,) which row of the batch each running row is
+        logits, state = None, None
+        for n in range(N):
+            if job.cancel():
+                break
+            if state is None:
+                logits, state = model.prefill(job.prefix, N)
+            else:
+                logits = model.step(tokens[active, n - 1], state)
+            logits = logits.float()  # (A, V)
+            scores = job.rules.apply(logits, history[:, : T0 + n], n)
+            if draws is None:
+                chosen = scores.argmax(1)  # (A,)
+            else:
+                kept = filter_draw(scores, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+                chosen = _drawn(kept, draws[active, n])
+            history[:, T0 + n] = chosen
+            tokens[active, n] = chosen
+            logprobs[active, n] = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
+            lengths[active] = n + 1
+            ended = self._note_endings(job, history[:, T0 : T0 + n + 1], active, endings, last=n + 1 == N)
+            yield tokens[:, n].clone()
+            if ended.any():
+                kept_rows = (~ended).nonzero()[:, 0]
+                if not len(kept_rows):
+                    break
+                model.reorder(kept_rows, state)
+                active, history = active[kept_rows], history[kept_rows]
+        longest = int(lengths.max())
+        tokens, logprobs = tokens[:, :longest], logprobs[:, :longest]
+        return Decoded(tokens, logprobs.sum(1) / lengths.clamp_min(1), lengths, logprobs, endings)
+
+    def _note_endings(self, job: Job, new: Tensor, active: Tensor, endings: list[str], last: bool) -> Tensor:
+        """Which of the texts (A, n) end here, (A,) bool; writes down why."""
+        eos = job.is_eos(new[:, -1])
+        stop = self._stops(new) if self.settings.stop_strings else torch.zeros_like(eos)
+        ended = eos | stop | last
+        for i in ended.nonzero()[:, 0].tolist():
+            endings[int(active[i])] = "eos" if eos[i] else "stop" if stop[i] else "length"
+        return ended
+
+    def _draws(self, job: Job) -> Tensor:
+        """(B, N) numbers in [0, 1), row by row from the seed and the row's id or own prefix."""
+        prefix = job.prefix
+        rows = []
+        for b in range(prefix.batch):
+            if job.row_ids is not None:
+                name = repr(job.row_ids[b]).encode()
+            else:
+                given = prefix.ids if prefix.embeds is None else prefix.embeds
+                assert given is not None
+                own = given[b] if prefix.mask is None else given[b][prefix.mask[b].to(given.device)]
+                name = own.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            digest = hashlib.sha256(name).digest()
+            generator = np.random.default_rng([self.settings.seed, int.from_bytes(digest[:16], "little")])
+            rows.append(generator.random(self.settings.max_new_tokens))
+        return torch.from_numpy(np.stack(rows)).to(job.model.device)
+
+
+def _drawn(logits: Tensor, numbers: Tensor) -> Tensor:
+    """The tokens (A,) at which the cumulated probabilities of (A, V) pass ``numbers`` (A,) in [0, 1)."""
+    cumulated = logits.double().softmax(1).cumsum(1)  # (A, V)
+    # Scaled by the last sum, which rounding leaves beside 1; the first sum ABOVE the number, so that a token of
+    # probability 0 is never drawn.
+    chosen = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)[:, 0]
+    return chosen.clamp_max(logits.shape[1] - 1)

@@ -1,0 +1,256 @@
+"""The one thing that decoders know of a language model: prefill, step, reorder.
+
+Letters in the shape comments:
+    B  prefixes          P  prefix positions        V  vocabulary
+    R  rows (texts)      D  width of the model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Prefix:
+    """What stands before the texts: embeddings (image tokens, projected) or token ids, one row a prefix.
+
+    ``mask`` (B, P) bool is False where a row is padded. Padding stands on the left, so that the last position of
+    every row is real: it is the one that predicts the first token. Positions are counted from the first real one.
+
+    Raises:
+        ValueError: both or neither of embeddings and ids are given, or shapes or mask do not fit.
+    """
+
+    embeds: Tensor | None = None  # (B, P, D)
+    ids: Tensor | None = None  # (B, P) int64
+    mask: Tensor | None = None  # (B, P) bool
+
+    def __post_init__(self) -> None:
+        if (self.embeds is None) == (self.ids is None):
+            raise ValueError("Give either prefix_embeds or input_ids, and not both.")
+        shape = self._shape
+        if len(shape) != 2 or min(shape) < 1 or (self.embeds is not None and self.embeds.dim() != 3):
+            raise ValueError(
+                "A prefix is prefix_embeds (B, P, D) or input_ids (B, P), neither of them empty; "
+                f"the shape given is {tuple(self._given.shape)}."
+            )
+        if self.mask is not None:
+            if tuple(self.mask.shape) != shape:
+                raise ValueError(f"prefix_mask is {tuple(self.mask.shape)}, but the prefix is {shape}.")
+            self.mask = self.mask.to(self._given.device, torch.bool)
+            if not bool(self.mask[:, -1].all()):
+                raise ValueError("A prefix is padded on the left: the last position of prefix_mask must be True.")
+            if bool(self.mask.all()):
+                self.mask = None
+
+    @property
+    def _given(self) -> Tensor:
+        given = self.ids if self.embeds is None else self.embeds
+        assert given is not None
+        return given
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(self._given.shape[:2])
+
+    @property
+    def batch(self) -> int:
+        return self._shape[0]
+
+    @property
+    def length(self) -> int:
+        return self._shape[1]
+
+    def positions(self, device: torch.device | str) -> Tensor:
+        """(B, P) int64, or (1, P) where no row is padded; a padded position has 0, which nothing looks at."""
+        if self.mask is None:
+            return torch.arange(self.length, device=device)[None]
+        return (self.mask.long().cumsum(1) - 1).clamp_min(0).to(device)
+
+
+@runtime_checkable
+class StepModel(Protocol):
+    """A language model that says, step by step, how likely each next token is.
+
+    A prefill begins a batch and returns its state, which belongs to the caller: one step model serves any number of
+    decodes side by side. Rows begin as the prefixes; `reorder` makes row i what row ``rows[i]`` was, so that beams
+    are repeated rows (``[0, 0, 0, 1, 1, 1]``) and a finished text is a row left out.
+    """
+
+    device: torch.device
+    """Where logits lie, and where tokens and rows are expected."""
+    eos_token_ids: tuple[int, ...]
+    """The model's own end-of-text tokens; empty where it has none."""
+    pad_token_id: int | None
+
+    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, Any]:
+        """Reads the prefixes; logits (B, V) of the first token, and the state for at most so many tokens."""
+        ...
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """Appends one token (R,) int64 to each row; logits (R, V) of the next one."""
+        ...
+
+    def reorder(self, rows: Tensor, state: Any) -> None:
+        """Row i of the state becomes what row ``rows[i]`` (R',) int64 was."""
+        ...
+
+
+def step_model(lm: Any, **options: Any) -> StepModel:
+    """The step model of a transformers causal LM (also inside peft), a `GPTModel` or an ONNX Runtime session.
+
+    Args:
+        lm: the model; a `StepModel` is returned as it is.
+        options: of the backend: ``embed`` for ONNX sessions that take embeddings.
+
+    Raises:
+        ValueError: an option is not of this backend.
+        TypeError: nothing here can decode such a thing.
+    """
+    if isinstance(lm, StepModel):
+        if options:
+            raise ValueError(f"A step model is taken as it is; {next(iter(options))!r} cannot be applied to it.")
+        return lm
+    kind = type(lm).__module__.partition(".")[0]
+    if kind == "onnxruntime":
+        from limner.decoding.onnx_session import OnnxStepModel
+
+        return OnnxStepModel(lm, **options)
+    if options:
+        raise ValueError(f"{next(iter(options))!r} is no option for a {type(lm).__name__}.")
+    from limner.models.gpt import GPTModel
+
+    if isinstance(lm, GPTModel):
+        return GPTStepModel(lm)
+    if hasattr(lm, "config") and hasattr(lm, "get_input_embeddings"):
+        return TransformersStepModel(lm)
+    raise TypeError(
+        f"A {type(lm).__name__} cannot be decoded; a transformers causal LM, a GPTModel, an ONNX Runtime session "
+        "or a StepModel can."
+    )
+
+
+def special_tokens(*configs: Any) -> tuple[tuple[int, ...], int | None]:
+    """End-of-text ids and pad id, from the first of these (generation) configurations that has them."""
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    for config in configs:
+        found = getattr(config, "eos_token_id", None)
+        if not eos and found is not None:
+            eos = (found,) if isinstance(found, int) else tuple(found)
+        pad = getattr(config, "pad_token_id", None) if pad is None else pad
+    return eos, pad
+
+
+@dataclass
+class _CacheState:
+    cache: Any
+    mask: Tensor | None  # (R, positions so far) int64
+    position: Tensor  # (R,) of the next token
+
+
+class TransformersStepModel:
+    """Any causal LM of transformers, through its own forward and its own cache."""
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm.eval()
+        self.device = lm.get_input_embeddings().weight.device
+        self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
+
+    @torch.inference_mode()
+    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, _CacheState]:
+        positions = prefix.positions(self.device)
+        mask = None if prefix.mask is None else prefix.mask.long().to(self.device)
+        if prefix.embeds is None:
+            assert prefix.ids is not None
+            inputs = {"input_ids": prefix.ids.to(self.device)}
+        else:
+            inputs = {"inputs_embeds": prefix.embeds.to(self.device, self.lm.get_input_embeddings().weight.dtype)}
+        from transformers import DynamicCache
+
+        # the model's own layers decide what is cached (sliding windows, for one)
+        cache = DynamicCache(config=self.lm.config.get_text_config())
+        logits = self._forward(inputs, cache, mask, positions)
+        position = (positions[:, -1] + 1).expand(prefix.batch)
+        return logits, _CacheState(cache, mask, position)
+
+    def _forward(self, inputs: dict[str, Tensor], cache: Any, mask: Tensor | None, positions: Tensor) -> Tensor:
+        outputs = self.lm(
+            **inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return outputs.logits[:, -1]  # (R, V)
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, state: _CacheState) -> Tensor:
+        if state.mask is not None:
+            state.mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), 1)], dim=1)
+        logits = self._forward({"input_ids": tokens[:, None]}, state.cache, state.mask, state.position[:, None])
+        state.position = state.position + 1
+        return logits
+
+    @torch.inference_mode()
+    def reorder(self, rows: Tensor, state: _CacheState) -> None:
+        state.cache.batch_select_indices(rows)
+        state.position = state.position[rows]
+        if state.mask is not None:
+            state.mask = state.mask[rows]
+
+
+@dataclass
+class _GPTState:
+    cache: Any
+    visible: Tensor | None  # (R, capacity) bool
+    position: Tensor  # (R,)
+
+
+class GPTStepModel:
+    """Our own GPT, through its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.device = model.position_embedding.weight.device
+        self.eos_token_ids, self.pad_token_id = special_tokens(model.config)
+
+    @torch.inference_mode()
+    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, _GPTState]:
+        capacity = prefix.length + max_new_tokens
+        cache = self.model.new_cache(prefix.batch, capacity)
+        positions = prefix.positions(self.device)
+        visible = None
+        if prefix.mask is not None:
+            visible = torch.ones(prefix.batch, capacity, dtype=torch.bool, device=self.device)
+            visible[:, : prefix.length] = prefix.mask
+        hidden = self.model.hidden(
+            None if prefix.ids is None else prefix.ids.to(self.device),
+            embeds=None if prefix.embeds is None else prefix.embeds.to(self.device, cache.keys.dtype),
+            positions=positions,
+            cache=cache,
+            visible=None if visible is None else visible[:, : prefix.length],
+        )
+        position = (positions[:, -1] + 1).expand(prefix.batch)
+        return self.model.logits(hidden[:, -1]), _GPTState(cache, visible, position)
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, state: _GPTState) -> Tensor:
+        visible = None if state.visible is None else state.visible[:, : state.cache.length + 1]
+        hidden = self.model.hidden(
+            tokens[:, None], positions=state.position[:, None], cache=state.cache, visible=visible
+        )
+        state.position = state.position + 1
+        return self.model.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def reorder(self, rows: Tensor, state: _GPTState) -> None:
+        state.cache = state.cache.select(rows)
+        state.position = state.position[rows]
+        if state.visible is not None:
+            state.visible = state.visible[rows]
