@@ -8,10 +8,9 @@ conversion. The idea of conditioning a language model on a projected prefix is t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -21,6 +20,9 @@ from limner.models.decoder import Say
 from limner.models.hub import seeded
 from limner.models.lora import Lora, add_lora
 from limner.models.projection import ProjectionHead, ProjectionType
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Source = str | Path | PretrainedConfig
 
@@ -68,8 +70,8 @@ class PrefixConditioningVLM(nn.Module):
     @property
     def language_model(self) -> PreTrainedModel:
         """The causal language model itself, without peft's wrapper (its adapters stay in their places)."""
-        decoder = self.decoder
-        return cast(PreTrainedModel, decoder.get_base_model()) if isinstance(decoder, PeftModel) else decoder
+        wrapped = hasattr(self.decoder, "get_base_model")
+        return cast(PreTrainedModel, self.decoder.get_base_model() if wrapped else self.decoder)  # type: ignore[operator]
 
     @property
     def tower(self) -> PreTrainedModel:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from limner.models.hub import seeded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
 _TARGETS: dict[str, tuple[str, ...]] = {
@@ -79,7 +80,9 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
     The second factor begins at zero, so that the wrapped model computes what the bare one does.
     """
     targets, sentence = lora_targets(lm)
-    settings = LoraConfig(
+    import peft
+
+    settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -91,7 +94,7 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
     with seeded(seed), warnings.catch_warnings():
         # peft 0.21 asks transformers 5 for a name that is deprecated there; nothing a user could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return get_peft_model(lm, settings), sentence  # type: ignore[arg-type,return-value]
+        return peft.get_peft_model(lm, settings), sentence  # type: ignore[arg-type,return-value]
 
 
 def apply_adapter(lm: PreTrainedModel, folder: str | Path) -> PeftModel:
@@ -104,8 +107,10 @@ def apply_adapter(lm: PreTrainedModel, folder: str | Path) -> PeftModel:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: it is not a saved adapter.")
+    import peft
+
     try:
-        return PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+        return peft.PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"The adapter in {folder} does not fit this decoder: {str(error).splitlines()[0]}"
@@ -118,9 +123,11 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
     ``model`` itself is left as it is and goes on training. Keys are those of the model without peft.
     """
-    if not isinstance(model, PeftModel):
+    if not hasattr(model, "get_base_model"):
         return dict(model.state_dict())
-    bare = model.get_base_model()
+    from peft.tuners.lora import LoraLayer
+
+    bare: Any = model.get_base_model()  # type: ignore[operator]
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in bare.state_dict(keep_vars=False).items():
         if "lora_" not in name:
