@@ -1,0 +1,110 @@
+"""``limner pretrain``: a GPT from raw text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limner.cli.parse import parse
+from limner.config.pretrain import PRESET_NAMES, PretrainConfig, from_yaml
+
+
+def run(argv: list[str]) -> int:
+    config = _configuration(argv)
+    if config.plan:
+        return _plan(config)
+    from rich.console import Console
+
+    from limner.training.pretrain_task import PretrainTask
+
+    console = Console(stderr=True, highlight=False)
+    task = PretrainTask(config, say=lambda text: console.print(text, markup=False, soft_wrap=True))
+    from limner.training.trainer import train
+
+    result = train(task, config, "pretrain", task_subject(config))
+    if result.reason != "stopped":
+        console.print(f"Sample from it: limner generate {result.run.model_path} --prompt ...", markup=False)
+    return 130 if result.interrupted else 0
+
+
+def task_subject(config: PretrainConfig) -> str:
+    """What a default run name tells of the corpus."""
+    return f"{config.config}-{Path(config.corpus).stem}"
+
+
+def _configuration(argv: list[str]) -> PretrainConfig:
+    """Arguments over the resumed run's settings, or over the YAML file's."""
+    argv = list(argv)
+    default = None
+    resumed = _value(argv, "--resume")
+    source = _value(argv, "--config", "-c")
+    if resumed is not None:
+        from limner.training.opening import saved_settings
+
+        default = PretrainConfig(**saved_settings(resumed, _value(argv, "--runs-dir") or "runs", "pretrain"))
+    elif source is not None and source not in PRESET_NAMES:
+        default = from_yaml(Path(source))
+        argv = _without(argv, source)
+    config = parse(PretrainConfig, argv, "limner pretrain", default=default)
+    return config.model_copy(update={"save_total_limit": 10**9}) if config.save else config
+
+
+def _value(argv: list[str], *names: str) -> str | None:
+    """The value of an option, before tyro reads the rest."""
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                return argv[i + 1]
+            if word.startswith(name + "="):
+                return word[len(name) + 1 :]
+    return None
+
+
+def _without(argv: list[str], source: str) -> list[str]:
+    """The arguments less the YAML file, whose own ``config`` names the preset."""
+    words = []
+    skip = False
+    for i, word in enumerate(argv):
+        if skip:
+            skip = False
+        elif word in ("--config", "-c") and argv[i + 1 : i + 2] == [source]:
+            skip = True
+        elif word not in (f"--config={source}", f"-c={source}"):
+            words.append(word)
+    return words
+
+
+def _plan(config: PretrainConfig) -> int:
+    """Tells what the run would be, on standard output; the model's part also where the text is not to be had."""
+    import torch
+
+    from limner.device import choose, matrix_flops
+    from limner.models.gpt_plan import plan
+    from limner.training.pretrain_task import PretrainTask
+
+    choice = choose(config.device, config.precision, config.threads)
+    task = PretrainTask(config)
+    try:
+        task.prepare_data(lambda *progress: None)
+        shape, lines = task.model_config(), task.describe_data()
+    except OSError as error:
+        shape, lines = task.model_config(vocab_size=50257), [f"Without the text: {error}"]
+    costs = plan(shape)
+    lines += costs.describe(config.batch_size, choice.dtype != torch.float32)
+    peak = matrix_flops(choice.dtype, choice.device.type)
+    lines.append(
+        f"Compute: {costs.flops_per_token / 1e6:,.0f} MFLOP a token, forward and backward; this machine's matrix "
+        f"peak is {peak / 1e12:.2f} TFLOP/s ({choice}): at most {peak / costs.flops_per_token:,.0f} tokens/s."
+    )
+    if hasattr(task, "training"):
+        loop = config.loop()
+        per_epoch = -(-len(task.training) // (loop.batch_size * loop.accumulation))
+        limits = [round(loop.epochs * per_epoch) if loop.epochs else None, loop.steps]
+        steps = min(limit for limit in limits if limit is not None)
+        tokens = steps * loop.batch_size * loop.accumulation * task.training.context
+        lines.append(
+            f"Length: {len(task.training):,} windows of {task.training.context} tokens, {per_epoch:,} steps an "
+            f"epoch; {steps:,} steps, {tokens:,} tokens; at least {tokens * costs.flops_per_token / peak:,.0f} s."
+        )
+    for line in lines:
+        print(line)
+    return 0

@@ -1,0 +1,146 @@
+"""Settings of ``limner pretrain``: a GPT from raw text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field, model_validator
+
+from limner.config.training import Loop, TrainSettings
+
+PRESET_NAMES = ("nano", "small", "medium", "large", "xlarge", "gpt2-124m")
+
+_Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+class PretrainConfig(TrainSettings):
+    """Pretrain a GPT from raw text."""
+
+    config: Annotated[str, tyro.conf.arg(aliases=["-c"])] = "nano"
+    """The model's preset (nano, small, medium, large, xlarge, gpt2-124m), or a YAML file with any of these
+    settings, which other arguments override."""
+    plan: bool = False
+    """Tell the model's parts, its memory and the run's length; train nothing."""
+
+    # -- text
+    corpus: str = "verdict"
+    """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
+    of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
+    tokenizer: str = "gpt2"
+    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a folder or a hub id."""
+    vocab_size: int = Field(default=4096, ge=257)
+    """Tokens of the bpe tokenizer."""
+    val_split: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the text, at its end, that is held back for validation."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Tokens in a window; unset: the preset's."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens between the beginnings of two windows; unset: the context length, so that windows do not overlap."""
+    cache_dir: Path = Path("cache")
+    """Where fetched texts and encoded tokens are kept."""
+
+    # -- model: what is unset is the preset's
+    width: int | None = Field(default=None, ge=1)
+    """Width of the model."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Attention heads; they divide the width."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Transformer blocks."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of values that is set to zero in training (0.1 in the presets)."""
+    qkv_bias: bool | None = None
+    """Biases on queries, keys and values, as GPT-2 has them."""
+    tie_embeddings: bool | None = None
+    """Let the head use the token embedding's matrix: fewer parameters."""
+    attention: Literal["sdpa", "manual"] = "sdpa"
+    """sdpa is fast; manual writes the attention weights out, for reading."""
+    init_from: str | None = None
+    """Begin from these weights (a run's model folder, a GPT-2-family hub id) instead of random ones."""
+
+    # -- optimization
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training text; unset: 10, or as many as --steps needs."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; where epochs are given too, the smaller number wins."""
+    batch_size: int = Field(default=8, ge=1)
+    """Windows that a process holds at once."""
+    grad_accum_steps: int = Field(default=1, ge=1)
+    """Batches in an optimizer step."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decay of matrices; norms and biases are not decayed."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps in which the learning rate rises; never more than a tenth of the run."""
+    patience: int = Field(default=0, ge=0)
+    """Evaluations without a better validation loss before the run ends early; 0: never."""
+
+    # -- evaluation and what is kept
+    eval_freq: int = Field(default=50, ge=0)
+    """Optimizer steps between evaluations; 0: only at the end."""
+    eval_iters: int = Field(default=5, ge=1)
+    """Validation batches of an evaluation: always the same ones."""
+    sample_prompt: _Prompts = ()
+    """A text that the model continues at every evaluation; may be given several times. Unset: the first words of
+    the validation text."""
+    sample_tokens: int = Field(default=40, ge=1)
+    """Tokens of a sample."""
+    save: bool = False
+    """Keep every numbered checkpoint; otherwise the run keeps only what a resume needs, and the best."""
+    checkpoint_freq: int = Field(default=500, ge=0)
+    """Optimizer steps between resumable states; 0: only at the end and when stopped."""
+    save_total_limit: int = Field(default=1, ge=1)
+    """Resumable states that are kept, besides the best one; --save keeps all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        if self.config not in PRESET_NAMES:
+            raise ValueError(
+                f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{self.config}'."
+            )
+        if self.init_from is not None and any(
+            value is not None
+            for value in (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
+        ):
+            raise ValueError("--init-from brings the model's shape; leave out --width, --num-heads and the like.")
+        return self
+
+    def loop(self) -> Loop:
+        return Loop(
+            epochs=self.epochs if self.epochs is not None or self.steps is not None else 10.0,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            accumulation=self.grad_accum_steps,
+            eval_every=self.eval_freq,
+            checkpoint_every=self.checkpoint_freq,
+        )
+
+    def warmup(self, total_steps: int) -> int:
+        return min(self.warmup_steps, total_steps // 10)
+
+    def overrides(self) -> dict[str, Any]:
+        """The model's fields that were set, by their names in `GPTConfig`."""
+        names = ("context_length", "width", "num_heads", "num_layers", "dropout", "qkv_bias", "tie_embeddings")
+        fields = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in fields.items() if value is not None} | {"attention": self.attention}
+
+
+def from_yaml(path: Path) -> PretrainConfig:
+    """The settings of a YAML file; names as on the command line, with - or _.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it holds no settings, or wrong ones.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{path}'.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings (lines of the form name: value).")
+    return PretrainConfig(**{str(name).replace("-", "_"): value for name, value in settings.items()})
