@@ -1,0 +1,187 @@
+// Strokes on a chart's canvas, in canvas pixels.
+import { formatValue } from "../format";
+import type { PlotContent, PlotLine } from "./plot";
+import { bisect, type Polyline } from "./track";
+
+export interface Canvas {
+  ctx: CanvasRenderingContext2D;
+  ratio: number;
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+  x(value: number): number;
+  y(value: number): number;
+  from: number;
+  to: number;
+  color(name: string): string;
+  font: string;
+  logY: boolean;
+}
+
+const FEW_POINTS = 80;
+
+export function drawLine(canvas: Canvas, line: PlotLine): void {
+  const color = canvas.color(line.color);
+  for (const { raw, smooth } of line.parts) {
+    if (smooth) {
+      stroke(canvas, raw, color, 1, 0.28);
+      stroke(canvas, smooth, color, 1.75, 1, line.dash);
+    } else stroke(canvas, raw, color, 1.5, 1, line.dash);
+    if (line.dots || raw.x.length === 1) drawDots(canvas, raw, color);
+  }
+}
+
+function visible(canvas: Canvas, line: Polyline): [number, number] {
+  return [Math.max(0, bisect(line.x, canvas.from)), Math.min(bisect(line.x, canvas.to) + 2, line.x.length)];
+}
+
+function stroke(canvas: Canvas, line: Polyline, color: string, width: number, alpha: number, dash: number[] = []): void {
+  const { ctx, ratio, logY } = canvas;
+  const [start, end] = visible(canvas, line);
+  ctx.beginPath();
+  let down = false;
+  for (let i = start; i < end; i++) {
+    const y = line.y[i] as number;
+    if (Number.isNaN(y) || (logY && y <= 0)) {
+      down = false;
+      continue;
+    }
+    const px = canvas.x(line.x[i] as number);
+    if (down) ctx.lineTo(px, canvas.y(y));
+    else ctx.moveTo(px, canvas.y(y));
+    down = true;
+  }
+  ctx.globalAlpha = alpha;
+  ctx.strokeStyle = color;
+  ctx.lineWidth = width * ratio;
+  ctx.lineJoin = "round";
+  ctx.setLineDash(dash.map((length) => length * ratio));
+  ctx.stroke();
+  ctx.setLineDash([]);
+  ctx.globalAlpha = 1;
+}
+
+function drawDots(canvas: Canvas, line: Polyline, color: string): void {
+  const { ctx, ratio } = canvas;
+  const [start, end] = visible(canvas, line);
+  if (end - start > FEW_POINTS) return;
+  ctx.fillStyle = color;
+  for (let i = start; i < end; i++) {
+    const y = line.y[i] as number;
+    if (Number.isNaN(y) || (canvas.logY && y <= 0)) continue;
+    ctx.beginPath();
+    ctx.arc(canvas.x(line.x[i] as number), canvas.y(y), 2.5 * ratio, 0, 2 * Math.PI);
+    ctx.fill();
+  }
+}
+
+/** What was not finite stands at the chart's edge, by its name: NaN and +∞ above, −∞ below. */
+export function drawMarks(canvas: Canvas, line: PlotLine): void {
+  const { ctx, ratio } = canvas;
+  ctx.fillStyle = canvas.color("--bad");
+  ctx.font = `600 ${10 * ratio}px ${canvas.font}`;
+  ctx.textAlign = "center";
+  let lastLabel = Number.NEGATIVE_INFINITY;
+  for (const { marks } of line.parts)
+    for (const { x, value } of marks) {
+      if (x < canvas.from || x > canvas.to) continue;
+      const px = canvas.x(x);
+      const below = value === Number.NEGATIVE_INFINITY;
+      const edge = below ? canvas.top + canvas.height : canvas.top;
+      const size = (below ? -5 : 5) * ratio;
+      ctx.beginPath();
+      ctx.moveTo(px - 4 * ratio, edge);
+      ctx.lineTo(px + 4 * ratio, edge);
+      ctx.lineTo(px, edge + size * 1.4);
+      ctx.fill();
+      if (px - lastLabel < 34 * ratio) continue;
+      lastLabel = px;
+      ctx.fillText(formatValue(value), px, below ? edge - 10 * ratio : edge + 18 * ratio);
+    }
+}
+
+export function drawReferences(canvas: Canvas, references: PlotContent["references"]): void {
+  const { ctx, ratio } = canvas;
+  ctx.font = `${10.5 * ratio}px ${canvas.font}`;
+  ctx.textAlign = "right";
+  for (const { label, value } of references) {
+    const y = Math.round(canvas.y(value)) + 0.5;
+    if (!(y > canvas.top && y < canvas.top + canvas.height)) continue;
+    ctx.strokeStyle = canvas.color("--ink-3");
+    ctx.globalAlpha = 0.7;
+    ctx.lineWidth = ratio;
+    ctx.setLineDash([2 * ratio, 3 * ratio]);
+    ctx.beginPath();
+    ctx.moveTo(canvas.left, y);
+    ctx.lineTo(canvas.left + canvas.width, y);
+    ctx.stroke();
+    ctx.setLineDash([]);
+    ctx.globalAlpha = 1;
+    ctx.fillStyle = canvas.color("--ink-2");
+    ctx.fillText(`${label} ${formatValue(value)}`, canvas.left + canvas.width - 4 * ratio, y - 4 * ratio);
+  }
+}
+
+export function drawStarts(canvas: Canvas, starts: PlotContent["starts"]): void {
+  const { ctx, ratio } = canvas;
+  ctx.font = `${10 * ratio}px ${canvas.font}`;
+  ctx.textAlign = "left";
+  for (const { x, label } of starts) {
+    const px = Math.round(canvas.x(x)) + 0.5;
+    if (px < canvas.left || px > canvas.left + canvas.width) continue;
+    ctx.strokeStyle = canvas.color("--accent");
+    ctx.lineWidth = ratio;
+    ctx.setLineDash([5 * ratio, 3 * ratio]);
+    ctx.beginPath();
+    ctx.moveTo(px, canvas.top);
+    ctx.lineTo(px, canvas.top + canvas.height);
+    ctx.stroke();
+    ctx.setLineDash([]);
+    ctx.fillStyle = canvas.color("--accent-ink");
+    ctx.fillText(label, px + 4 * ratio, canvas.top + canvas.height - 5 * ratio);
+  }
+}
+
+export function drawPauses(canvas: Canvas, pauses: PlotContent["pauses"]): void {
+  const { ctx, ratio } = canvas;
+  for (const { from, to } of pauses) {
+    const left = canvas.x(from);
+    const width = Math.max(canvas.x(to) - left, 0);
+    ctx.fillStyle = canvas.color("--pause");
+    if (width > 2 * ratio) ctx.fillRect(left, canvas.top, width, canvas.height);
+    else {
+      // An axis that does not count time has no width for a pause: two short bars, as on a player's button.
+      for (const side of [-3, 1]) ctx.fillRect(left + side * ratio, canvas.top + canvas.height - 9 * ratio, 2 * ratio, 9 * ratio);
+    }
+  }
+}
+
+/** Lines on top of each other, filled: shares of a whole. All parts of one index have the same xs. */
+export function drawStack(canvas: Canvas, lines: PlotLine[]): void {
+  const { ctx } = canvas;
+  const parts = lines[0]?.parts.length ?? 0;
+  for (let part = 0; part < parts; part++) {
+    const xs = lines[0]?.parts[part]?.smooth?.x ?? [];
+    const start = Math.max(0, bisect(xs, canvas.from));
+    const end = Math.min(bisect(xs, canvas.to) + 2, xs.length);
+    const floor = new Float64Array(Math.max(0, end - start));
+    for (const line of lines) {
+      const ys = line.parts[part]?.smooth?.y ?? [];
+      ctx.beginPath();
+      for (let i = start; i < end; i++) {
+        const top = (floor[i - start] as number) + (ys[i] ?? 0);
+        const px = canvas.x(xs[i] as number);
+        if (i === start) ctx.moveTo(px, canvas.y(top));
+        else ctx.lineTo(px, canvas.y(top));
+      }
+      for (let i = end - 1; i >= start; i--) ctx.lineTo(canvas.x(xs[i] as number), canvas.y(floor[i - start] as number));
+      ctx.closePath();
+      ctx.fillStyle = canvas.color(line.color);
+      ctx.globalAlpha = 0.75;
+      ctx.fill();
+      ctx.globalAlpha = 1;
+      for (let i = start; i < end; i++) floor[i - start] = (floor[i - start] as number) + (ys[i] ?? 0);
+    }
+  }
+}

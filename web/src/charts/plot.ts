@@ -1,0 +1,386 @@
+// One chart on a canvas. uPlot gives scales, axes and drag selection; the lines are drawn here, straight from tracks.
+import uPlot from "uplot";
+import { formatDuration, formatValue } from "../format";
+import { drawLine, drawMarks, drawPauses, drawReferences, drawStack, drawStarts, type Canvas } from "./draw";
+import { bisect, interpolate, nearest, type Mark, type Polyline } from "./track";
+
+export interface PlotLine {
+  id: string;
+  label: string;
+  /** Name of a CSS variable. */
+  color: string;
+  parts: { raw: Polyline; smooth: Polyline | null; marks: Mark[] }[];
+  /** Sparse lines show their points. */
+  dots: boolean;
+  dash?: number[];
+}
+
+export interface Reference {
+  label: string;
+  value: number;
+}
+
+export interface PlotContent {
+  lines: PlotLine[];
+  references: Reference[];
+  /** x at which attempts after the first began. */
+  starts: { x: number; label: string }[];
+  /** Where the run stood still; `to` equals `from` on axes that do not count time. */
+  pauses: { from: number; to: number }[];
+  range: [number, number] | null;
+  stacked: boolean;
+}
+
+export interface PlotSettings {
+  logX: boolean;
+  logY: boolean;
+  /** x counts Unix seconds: axis and cursor speak of the time since this one. */
+  timeOrigin: number | null;
+  unit: string;
+}
+
+export interface PlotHandlers {
+  hover(x: number | null): void;
+  pin(x: number | null): void;
+  zoom(range: [number, number] | null): void;
+}
+
+export const EMPTY: PlotContent = { lines: [], references: [], starts: [], pauses: [], range: null, stacked: false };
+
+export class PlotView {
+  content: PlotContent = EMPTY;
+  readonly u: uPlot;
+  private window: [number, number] | null = null;
+  private readonly settings: PlotSettings;
+  private readonly handlers: PlotHandlers;
+  private readonly line: HTMLDivElement;
+  private readonly dots: HTMLDivElement[] = [];
+  private pan: { x: number; from: number; to: number } | null = null;
+  private cursorX: number | null = null;
+
+  constructor(host: HTMLElement, settings: PlotSettings, handlers: PlotHandlers) {
+    this.settings = settings;
+    this.handlers = handlers;
+    this.u = new uPlot(this.options(host), [[0, 1]], host);
+    this.line = document.createElement("div");
+    this.line.className = "plot-cursor";
+    this.u.over.append(this.line);
+    this.listen();
+  }
+
+  destroy(): void {
+    this.u.destroy();
+  }
+
+  resize(width: number, height: number): void {
+    if (width > 0 && (width !== this.u.width || height !== this.u.height)) this.u.setSize({ width, height });
+  }
+
+  /** Shows new content, within `window` (null: all of it). */
+  show(content: PlotContent, window: [number, number] | null): void {
+    this.content = content;
+    this.window = window;
+    this.rescale();
+  }
+
+  /** The xs that the arrow keys walk over. */
+  stops(): number[] {
+    const [from, to] = this.xRange();
+    const part = this.content.lines[0]?.parts.at(-1);
+    const xs = part?.smooth?.x.length ? part.smooth.x : (part?.raw.x ?? []);
+    return xs.slice(bisect(xs, from - 1e-9) + 1, bisect(xs, to) + 1);
+  }
+
+  /** The value of a line at x: what the legend and a screen reader say. */
+  valueAt(line: PlotLine, x: number): { shown: number | null; raw: number | null } {
+    for (const part of line.parts.toReversed()) {
+      const { raw, smooth } = part;
+      const mark = part.marks.find((candidate) => candidate.x === x);
+      if (mark) return { shown: mark.value, raw: mark.value };
+      const first = raw.x[0];
+      const last = raw.x.at(-1);
+      if (first === undefined || last === undefined || x < first || x > last) continue;
+      if (line.dots || !smooth) {
+        const y = raw.y[nearest(raw.x, x)] ?? null;
+        return { shown: y, raw: y };
+      }
+      return { shown: interpolate(smooth, x), raw: raw.y[nearest(raw.x, x)] ?? null };
+    }
+    return { shown: null, raw: null };
+  }
+
+  setCursor(x: number | null): void {
+    this.cursorX = x;
+    const visible = x !== null && x >= (this.u.scales.x?.min ?? 0) && x <= (this.u.scales.x?.max ?? 0);
+    this.line.style.display = visible ? "block" : "none";
+    this.content.lines.forEach((line, index) => {
+      const dot = this.dot(index);
+      const y = visible && !this.content.stacked ? this.valueAt(line, x).shown : null;
+      const top = y === null || !Number.isFinite(y) ? Number.NaN : this.u.valToPos(y, "y");
+      const inside = top >= 0 && top <= this.u.over.clientHeight;
+      dot.style.display = visible && inside ? "block" : "none";
+      if (!visible || !inside) return;
+      dot.style.transform = `translate(${this.u.valToPos(x, "x")}px, ${top}px)`;
+      dot.style.background = `var(${line.color})`;
+    });
+    for (const dot of this.dots.slice(this.content.lines.length)) dot.style.display = "none";
+    if (visible) this.line.style.transform = `translateX(${Math.round(this.u.valToPos(x, "x"))}px)`;
+  }
+
+  formatX(x: number): string {
+    const { timeOrigin } = this.settings;
+    if (timeOrigin !== null) return formatDuration(x - timeOrigin);
+    return Number.isInteger(x) ? x.toLocaleString("en") : formatValue(x);
+  }
+
+  private rescale(): void {
+    const [min, max] = this.xRange();
+    this.u.batch(() => {
+      this.u.setScale("x", { min, max });
+      const [low, high] = this.yRange(min, max);
+      this.u.setScale("y", { min: low, max: high });
+    });
+    this.setCursor(this.cursorX);
+  }
+
+  private xRange(): [number, number] {
+    let [from, to] = this.window ?? this.content.range ?? [0, 1];
+    if (this.settings.logX && from <= 0) from = Math.min(1, to / 1000);
+    if (to <= from) to = from + (this.settings.timeOrigin === null ? 1 : 10);
+    return [from, to];
+  }
+
+  private yRange(from: number, to: number): [number, number] {
+    const { logY } = this.settings;
+    let low = Number.POSITIVE_INFINITY;
+    let high = Number.NEGATIVE_INFINITY;
+    const see = (y: number): void => {
+      if (Number.isNaN(y) || (logY && y <= 0)) return;
+      if (y < low) low = y;
+      if (y > high) high = y;
+    };
+    if (this.content.stacked) {
+      this.eachStack(from, to, (_, top) => see(top));
+      return [0, high > 0 ? high * 1.05 : 1];
+    }
+    for (const { parts } of this.content.lines)
+      for (const { raw } of parts) {
+        const end = Math.min(bisect(raw.x, to) + 2, raw.x.length);
+        for (let i = Math.max(0, bisect(raw.x, from)); i < end; i++) see(raw.y[i] as number);
+      }
+    if (low > high) return logY ? [0.1, 1] : [0, 1];
+    if (logY) return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
+    if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+    const margin = (high - low) * 0.06;
+    return [low >= 0 && low < margin * 3 ? Math.max(0, low - margin) : low - margin, high + margin];
+  }
+
+  private eachStack(from: number, to: number, see: (x: number, top: number) => void): void {
+    const first = this.content.lines[0];
+    first?.parts.forEach((part, index) => {
+      const xs = part.smooth?.x ?? [];
+      for (let i = Math.max(0, bisect(xs, from)); i < xs.length && (xs[i] as number) <= to; i++) {
+        let top = 0;
+        for (const line of this.content.lines) top += line.parts[index]?.smooth?.y[i] ?? 0;
+        see(xs[i] as number, top);
+      }
+    });
+  }
+
+  private options(host: HTMLElement): uPlot.Options {
+    const { logX, logY, timeOrigin } = this.settings;
+    const css = getComputedStyle(host);
+    const ink = (name: string) => () => css.getPropertyValue(name);
+    const axis = {
+      stroke: ink("--ink-3"),
+      grid: { stroke: ink("--line-1"), width: 1 },
+      ticks: { stroke: ink("--line-1"), width: 1, size: 4 },
+      font: `11px ${css.fontFamily}`,
+    };
+    return {
+      width: Math.max(host.clientWidth, 100),
+      height: Math.max(host.clientHeight, 100),
+      padding: [8, 12, 0, 0],
+      legend: { show: false },
+      cursor: { show: true, x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 6 }, bind: { dblclick: () => null } },
+      scales: {
+        x: { time: false, auto: false, distr: logX && timeOrigin === null ? 3 : 1 },
+        y: { auto: false, distr: logY ? 3 : 1 },
+      },
+      series: [{}],
+      axes: [
+        {
+          ...axis,
+          size: 26,
+          gap: 3,
+          ...(timeOrigin === null
+            ? { values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
+            : { splits: (u: uPlot) => timeSplits(u, timeOrigin), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => formatDuration(tick - timeOrigin)) }),
+        },
+        { ...axis, size: 52, gap: 4, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
+      ],
+      hooks: {
+        drawAxes: [(u) => this.draw(u, css)],
+        setSelect: [(u) => this.selected(u)],
+      },
+    };
+  }
+
+  private draw(u: uPlot, css: CSSStyleDeclaration): void {
+    const { ctx, bbox } = u;
+    const canvas: Canvas = {
+      ctx,
+      ratio: uPlot.pxRatio,
+      left: bbox.left,
+      top: bbox.top,
+      width: bbox.width,
+      height: bbox.height,
+      x: (value) => u.valToPos(value, "x", true),
+      y: (value) => u.valToPos(value, "y", true),
+      from: u.scales.x?.min ?? 0,
+      to: u.scales.x?.max ?? 1,
+      color: (name) => css.getPropertyValue(name).trim(),
+      font: css.fontFamily,
+      logY: this.settings.logY,
+    };
+    const { content } = this;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    drawPauses(canvas, content.pauses);
+    drawStarts(canvas, content.starts);
+    drawReferences(canvas, content.references);
+    if (content.stacked) drawStack(canvas, content.lines);
+    else for (const line of content.lines) drawLine(canvas, line);
+    for (const line of content.lines) drawMarks(canvas, line);
+    ctx.restore();
+  }
+
+  private dot(index: number): HTMLDivElement {
+    let dot = this.dots[index];
+    if (!dot) {
+      dot = document.createElement("div");
+      dot.className = "plot-dot";
+      this.u.over.append(dot);
+      this.dots[index] = dot;
+    }
+    return dot;
+  }
+
+  private selected(u: uPlot): void {
+    const { left, width } = u.select;
+    if (width < 4) return;
+    const range: [number, number] = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
+    u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    this.handlers.zoom(range);
+  }
+
+  private listen(): void {
+    const { over } = this.u;
+    let down: { x: number; y: number } | null = null;
+    const place = (event: PointerEvent): number => event.clientX - over.getBoundingClientRect().left;
+    over.addEventListener("pointermove", (event) => {
+      if (this.pan) return this.panTo(event.clientX);
+      this.handlers.hover(this.snap(this.u.posToVal(place(event), "x")));
+    });
+    over.addEventListener("pointerleave", () => this.handlers.hover(null));
+    over.addEventListener(
+      "mousedown",
+      (event) => {
+        down = { x: event.clientX, y: event.clientY };
+        if (!event.shiftKey && event.button !== 1) return;
+        event.stopImmediatePropagation(); // shift or the middle button moves the window; uPlot must not select
+        event.preventDefault();
+        const [from, to] = this.xRange();
+        this.pan = { x: event.clientX, from, to };
+        addEventListener("mouseup", () => (this.pan = null), { once: true });
+      },
+      { capture: true },
+    );
+    over.addEventListener("click", (event) => {
+      const still = down && Math.abs(event.clientX - down.x) < 4 && Math.abs(event.clientY - down.y) < 4;
+      if (still && !event.shiftKey && event.detail === 1)
+        this.handlers.pin(this.snap(this.u.posToVal(event.clientX - over.getBoundingClientRect().left, "x")));
+    });
+    over.addEventListener("dblclick", () => this.handlers.zoom(null));
+    over.addEventListener(
+      "wheel",
+      (event) => {
+        if (!event.ctrlKey && !event.metaKey && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
+        event.preventDefault();
+        if (event.ctrlKey || event.metaKey) this.zoomBy(event.deltaY > 0 ? 1.25 : 0.8, this.u.posToVal(event.offsetX, "x"));
+        else this.panBy(event.deltaX / over.clientWidth);
+      },
+      { passive: false },
+    );
+  }
+
+  /** Scales the window about `centre` (its middle where none is given). */
+  zoomBy(factor: number, centre?: number): void {
+    const [from, to] = this.xRange();
+    const middle = centre ?? (from + to) / 2;
+    this.handlers.zoom(this.clamp([middle - (middle - from) * factor, middle + (to - middle) * factor]));
+  }
+
+  /** Moves the window by a share of its width. */
+  panBy(share: number): void {
+    const [from, to] = this.xRange();
+    const by = (to - from) * share;
+    this.handlers.zoom(this.clamp([from + by, to + by]));
+  }
+
+  private panTo(clientX: number): void {
+    if (!this.pan) return;
+    const { x, from, to } = this.pan;
+    const by = ((x - clientX) / this.u.over.clientWidth) * (to - from);
+    this.handlers.zoom(this.clamp([from + by, to + by]));
+  }
+
+  /** Keeps a window within the run: one that covers all of it is no zoom. */
+  private clamp([from, to]: [number, number]): [number, number] | null {
+    const [low, high] = this.content.range ?? [from, to];
+    const width = to - from;
+    if (width >= high - low) return null;
+    if (from < low) return [low, low + width];
+    if (to > high) return [high - width, high];
+    return [from, to];
+  }
+
+  private snap(x: number): number {
+    const part = this.content.lines[0]?.parts;
+    let best = x;
+    let distance = Number.POSITIVE_INFINITY;
+    for (const { raw } of part ?? []) {
+      const at = nearest(raw.x, x);
+      const candidate = raw.x[at];
+      if (candidate !== undefined && Math.abs(candidate - x) < distance) {
+        best = candidate;
+        distance = Math.abs(candidate - x);
+      }
+    }
+    return best;
+  }
+}
+
+/** Tick labels: short, and exact enough to tell neighbours apart. */
+function shortNumber(value: number): string {
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))}M`;
+  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
+  if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−");
+  return String(Number(value.toPrecision(6)));
+}
+
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];
+
+function timeSplits(u: uPlot, origin: number): number[] {
+  const { min = origin, max = origin + 1 } = u.scales.x ?? {};
+  const from = (min ?? origin) - origin;
+  const to = (max ?? origin + 1) - origin;
+  const wanted = (to - from) / Math.max(2, u.width / 110);
+  const step = TIME_STEPS.find((candidate) => candidate >= wanted) ?? 604800;
+  const splits: number[] = [];
+  for (let t = Math.ceil(from / step) * step; t <= to; t += step) splits.push(t + origin);
+  return splits;
+}

@@ -1,0 +1,176 @@
+// A metric of one attempt as something to draw: the points with all extremes, a smoothed line, and what was not finite.
+import type { BucketColumn, RawColumn, Segment } from "../api/types";
+import { toNumber } from "../format";
+
+/** Points in order of x. A NaN in `y` is a gap. */
+export interface Polyline {
+  x: number[];
+  y: number[];
+}
+
+export interface Mark {
+  x: number;
+  value: number;
+}
+
+/** Above this many points a track keeps only the extremes of each four neighbours: half as many points. */
+const MANY_POINTS = 6_000;
+
+export type Transform = (value: number) => number;
+
+export class Track {
+  readonly raw: Polyline = { x: [], y: [] };
+  readonly smooth: Polyline = { x: [], y: [] };
+  readonly marks: Mark[] = [];
+  /** Rows behind the points. */
+  rows = 0;
+  /** Whether some rows are drawn only by their bucket's extremes. */
+  reduced = false;
+  readonly attempt: number;
+  private readonly smoothing: number;
+  private readonly transform: Transform | null;
+  private average = 0;
+  private weight = 0;
+
+  /** `smoothing` in [0, 1): the share of the exponential average that one row keeps; 0 follows the means. */
+  constructor(attempt: number, smoothing: number, transform: Transform | null = null) {
+    this.attempt = attempt;
+    this.smoothing = smoothing;
+    this.transform = transform;
+  }
+
+  static fromSegment(segment: Segment, key: string, smoothing: number, transform: Transform | null = null): Track {
+    const track = new Track(segment.attempt, smoothing, transform);
+    const column = segment.series[key];
+    if (!column) return track;
+    if ("value" in column) track.takeRows(segment, column);
+    else track.takeBuckets(segment, column);
+    return track;
+  }
+
+  /** Adds one measured value. Absent values are simply not added. */
+  push(x: number, value: number): void {
+    const y = this.transform ? this.transform(value) : value;
+    this.rows += 1;
+    this.point(x, y);
+    if (Number.isFinite(y)) this.follow(x, y, 1);
+    if (this.raw.x.length > MANY_POINTS) this.halve();
+  }
+
+  private takeRows(segment: Segment, column: RawColumn): void {
+    column.value.forEach((value, row) => {
+      const number = toNumber(value);
+      if (number !== null) this.push(segment.x[row] as number, number);
+    });
+  }
+
+  /** Each bucket becomes its first, lowest, highest and last point: a spike of one step stays as high as it was. */
+  private takeBuckets(segment: Segment, column: BucketColumn): void {
+    const convert = (value: unknown): number | null => {
+      const number = toNumber(value);
+      return number === null || !this.transform ? number : this.transform(number);
+    };
+    this.reduced = true;
+    for (let i = 0; i < segment.x.length; i++) {
+      const from = segment.x[i] as number;
+      const to = segment.x_last?.[i] ?? from;
+      const count = column.count ? (column.count[i] as number) : segment.bucket;
+      if (!count) continue;
+      this.rows += count;
+      const first = convert(column.first[i]);
+      const last = convert(column.last[i]);
+      const low = convert(column.min[i]);
+      const high = convert(column.max[i]);
+      const rising = (first ?? 0) <= (last ?? 0);
+      const inner = rising ? [low, high] : [high, low];
+      [first, ...inner, last].forEach((y, place) => {
+        if (y !== null && (Number.isFinite(y) || place === 0 || place === 3)) this.point(from + ((to - from) * place) / 3, y);
+      });
+      // Non-finite values within the bucket that are neither its first nor its last still leave a mark.
+      if (column.nonfinite?.[i] && Number.isFinite(first ?? 0) && Number.isFinite(last ?? 0))
+        this.marks.push({ x: from, value: Number.NaN });
+      const mean = convert(column.mean[i]);
+      if (mean !== null && Number.isFinite(mean)) this.follow((from + to) / 2, mean, count);
+    }
+  }
+
+  private point(x: number, y: number): void {
+    if (!Number.isFinite(y)) this.marks.push({ x, value: y });
+    this.raw.x.push(x);
+    this.raw.y.push(Number.isFinite(y) ? y : Number.NaN);
+  }
+
+  /** The exponential average over rows, freed of its start at zero; a bucket counts as its many rows. */
+  private follow(x: number, y: number, rows: number): void {
+    const keep = this.smoothing > 0 ? this.smoothing ** rows : 0;
+    this.average = keep * this.average + (1 - keep) * y;
+    this.weight = keep * this.weight + (1 - keep);
+    this.smooth.x.push(x);
+    this.smooth.y.push(this.average / this.weight);
+  }
+
+  private halve(): void {
+    const { x, y } = this.raw;
+    let out = 0;
+    for (let i = 0; i < x.length; i += 4) {
+      const end = Math.min(i + 4, x.length);
+      let low = -1;
+      let high = -1;
+      for (let j = i; j < end; j++) {
+        const value = y[j] as number;
+        if (Number.isNaN(value)) continue;
+        if (low < 0 || value < (y[low] as number)) low = j;
+        if (high < 0 || value > (y[high] as number)) high = j;
+      }
+      for (const j of low < 0 ? [i] : low === high ? [low] : [Math.min(low, high), Math.max(low, high)]) {
+        x[out] = x[j] as number;
+        y[out] = y[j] as number;
+        out += 1;
+      }
+    }
+    x.length = y.length = out;
+    thin(this.smooth);
+    this.reduced = true;
+  }
+}
+
+function thin(line: Polyline): void {
+  const half = line.x.length >> 1;
+  for (let i = 0; i < half; i++) {
+    line.x[i] = line.x[2 * i + 1] as number;
+    line.y[i] = line.y[2 * i + 1] as number;
+  }
+  line.x.length = line.y.length = half;
+}
+
+/** The index of the last x that is not above `value`; -1 where there is none. */
+export function bisect(xs: number[], value: number): number {
+  let low = 0;
+  let high = xs.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((xs[middle] as number) > value) high = middle;
+    else low = middle + 1;
+  }
+  return low - 1;
+}
+
+/** The index of the x nearest to `value`; -1 for no points. */
+export function nearest(xs: number[], value: number): number {
+  const at = bisect(xs, value);
+  if (at < 0) return xs.length ? 0 : -1;
+  if (at + 1 < xs.length && (xs[at + 1] as number) - value < value - (xs[at] as number)) return at + 1;
+  return at;
+}
+
+/** The value of a line at `x`, straight between its points; null outside of it or in a gap. */
+export function interpolate(line: Polyline, x: number): number | null {
+  const at = bisect(line.x, x);
+  if (at < 0) return null;
+  const x0 = line.x[at] as number;
+  const y0 = line.y[at] as number;
+  if (x0 === x || at + 1 >= line.x.length) return x0 === x && !Number.isNaN(y0) ? y0 : null;
+  const share = (x - x0) / ((line.x[at + 1] as number) - x0);
+  const y = y0 + share * ((line.y[at + 1] as number) - y0);
+  return Number.isNaN(y) ? null : y;
+}

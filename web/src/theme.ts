@@ -1,0 +1,33 @@
+import { createTheme, type MantineColorsTuple } from "@mantine/core";
+
+const ultramarine: MantineColorsTuple = [
+  "#eef2ff", "#dbe3fd", "#b8c7fa", "#91a8f6", "#7c9bff", "#4d6fe8", "#2f55d4", "#2447b8", "#1d3a98", "#152b73",
+];
+
+export const theme = createTheme({
+  primaryColor: "ultramarine",
+  primaryShade: { light: 7, dark: 5 },
+  colors: { ultramarine },
+  fontFamily: "InterVariable, Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+  fontFamilyMonospace: "ui-monospace, 'SF Mono', 'JetBrains Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace",
+  defaultRadius: "sm",
+  cursorType: "pointer",
+  focusRing: "auto",
+  respectReducedMotion: true,
+  components: {
+    Button: { defaultProps: { size: "xs" } },
+    ActionIcon: { defaultProps: { size: "md", variant: "subtle", color: "gray" } },
+    TextInput: { defaultProps: { size: "xs" } },
+    NumberInput: { defaultProps: { size: "xs" } },
+    Select: { defaultProps: { size: "xs", checkIconPosition: "right" } },
+    Textarea: { defaultProps: { size: "xs" } },
+    TagsInput: { defaultProps: { size: "xs" } },
+    SegmentedControl: { defaultProps: { size: "xs" } },
+    Switch: { defaultProps: { size: "sm" } },
+    Checkbox: { defaultProps: { size: "xs" } },
+    Slider: { defaultProps: { size: "sm" } },
+    Tooltip: { defaultProps: { openDelay: 350, transitionProps: { duration: 0 } } },
+    Modal: { defaultProps: { lockScroll: false, transitionProps: { duration: 0 }, centered: true } },
+    Menu: { defaultProps: { transitionProps: { duration: 0 } } },
+  },
+});

@@ -1,0 +1,1 @@
+export default function Stub(_: { id?: string; view?: string }) { return <p>soon</p>; }
