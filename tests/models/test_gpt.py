@@ -124,7 +124,7 @@ def test_other_families_and_missing_weights_are_refused(tmp_path):
     weights = load_file(tmp_path / "gpt" / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, tmp_path / "gpt" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, such as transformer\.h\.1\.mlp\.c_fc"):
+    with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.c_fc\.weight"):
         GPTModel.from_pretrained(tmp_path / "gpt")
     with pytest.raises(ValueError, match="unscaled"):
         from_stock(random_stock(scale_attn_by_inverse_layer_idx=True))

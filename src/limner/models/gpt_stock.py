@@ -25,6 +25,9 @@ def save(model: GPTModel, folder: Path, eos_id: int | None = None) -> None:
     Args:
         eos_id: the token that ends a text; None: the tokenizer has none, or the caller does not know.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it counts tensors, and breaks a verb's own output
     to_stock(model, eos_id).save_pretrained(folder)
 
 
@@ -32,17 +35,14 @@ def load(source: str, overrides: dict[str, Any]) -> GPTModel:
     """Reads a checkpoint that `GPTModel` can compute; see `GPTModel.from_pretrained`."""
     from transformers import AutoConfig, GPT2LMHeadModel
 
-    stock_config = AutoConfig.from_pretrained(source)
+    from limner.models.hub import load_stock
+
+    stock_config = load_stock(AutoConfig, source, "language model")
     if stock_config.model_type != "gpt2":
         raise ValueError(
             f"{source} is a '{stock_config.model_type}' model; GPTModel reads GPT-2-family checkpoints only."
         )
-    loaded: Any = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    stock, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"The checkpoint {source} lacks {len(missing)} weights, such as {missing[0]}.")
-    return from_stock(stock, overrides)
+    return from_stock(load_stock(GPT2LMHeadModel, source, "language model", dtype=torch.float32), overrides)
 
 
 def config_from_stock(stock: GPT2Config) -> GPTConfig:
