@@ -1,4 +1,4 @@
-"""Tiny captioners of every family, with random weights large enough that the words depend on the picture."""
+"""Tiny captioners of every family, with random weights large enough to say something of each picture."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def toy_captioner(
                 parameter.normal_(std=0.2, generator=generator)
             elif name.startswith("projection"):
                 parameter.normal_(std=0.3, generator=generator)
-        vlm.embed_tokens.weight.normal_(std=0.6, generator=generator)
+            elif name.startswith("decoder") and parameter.ndim == 2:
+                parameter.normal_(std=0.17, generator=generator)
     return vlm.eval()
 
 

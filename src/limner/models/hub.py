@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+transformers_logging.disable_progress_bar()  # its bars count tensors, and break the output of a verb
+
 _WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 
 
@@ -34,7 +36,6 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
         ValueError: a checkpoint that does not hold what its configuration says.
     """
     check_folder(source, what)
-    transformers_logging.disable_progress_bar()  # its bars count tensors, and break the output of a verb
     settings = {key: value for key, value in settings.items() if value is not None}
     is_model = "Config" not in stock_class.__name__ and (
         stock_class.__name__.startswith("AutoModel")

@@ -1,0 +1,168 @@
+"""From a picture to words in one call: `load_captioner(MODEL).caption(image)`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limner.data.images import ImageSource, PixelSettings, load_image
+from limner.decoding import NOT_SURE, Decoder, StepModel, get_decoder, is_sure, step_model
+from limner.device import Choice, choose
+from limner.models.captioner import PrefixConditioningVLM
+from limner.models.stock import read_captioner
+
+# Letters: B pictures, (H, W) pixels, P prefix tokens, D the language model's width, N generated tokens.
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was said of one picture, and how surely."""
+
+    text: str
+    tokens: list[int]
+    """The generated ids, the final end-of-text token included where there is one."""
+    score: float
+    """The decoder's own score: beam search's length-normalised sum of log-probabilities, greedy's mean."""
+    seconds: float
+    """Wall time from the picture to the words; of a batch, its share."""
+    token_logprobs: list[float]
+    """How likely the model held each token."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """Confidence: the mean log-probability of the tokens. ``abstain_below`` is held against it."""
+        return sum(self.token_logprobs) / max(1, len(self.token_logprobs))
+
+
+class Captioner:
+    """A model that is ready to caption.
+
+    Args:
+        vlm: the model, already where and in the precision it is to compute.
+        choice: device, precision, threads and the reason, for those who want to tell.
+        steps: how its language model is run step by step; None: as it is.
+    """
+
+    def __init__(self, vlm: PrefixConditioningVLM, choice: Choice | None = None, steps: StepModel | None = None):
+        self.vlm = vlm.eval()
+        self.choice = choice
+        self.tokenizer = vlm.tokenizer
+        self.pixels = PixelSettings.from_processor_config(vlm.image_processor_config)
+        self.steps = steps or step_model(vlm.language_model)
+
+    def caption(self, image: ImageSource, **settings: Any) -> str:
+        """The words for one picture: a path, encoded bytes, a PIL image, or an array (H, W, 3) of uint8.
+
+        Args:
+            settings: as for `describe`.
+
+        Raises:
+            FileNotFoundError, ValueError: the picture is not there or cannot be read, or a setting makes no sense.
+        """
+        return self.describe([image], **settings)[0].text
+
+    def caption_batch(self, images: Sequence[ImageSource], **settings: Any) -> list[str]:
+        """The words for each picture, in their order."""
+        return [caption.text for caption in self.describe(images, **settings)]
+
+    def describe(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        batch_size: int = 16,
+        abstain_below: float | None = None,
+        **settings: Any,
+    ) -> list[Caption]:
+        """The words for each picture, with tokens, scores and times.
+
+        Args:
+            batch_size: pictures that are computed at once.
+            abstain_below: say "(not sure)" where the mean log-probability of the tokens is below this.
+            settings: of the decoder; those that are not given come from the model's generation configuration
+                (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `caption`.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; at least 1 is needed.")
+        decoder = self._decoder(settings)
+        captions: list[Caption] = []
+        for first in range(0, len(images), batch_size):
+            captions += self._describe_batch(images[first : first + batch_size], decoder, abstain_below)
+        return captions
+
+    @torch.inference_mode()
+    def _describe_batch(
+        self, images: Sequence[ImageSource], decoder: Decoder[Any], abstain_below: float | None
+    ) -> list[Caption]:
+        began = time.perf_counter()
+        pixels = torch.stack([self.pixels.pixels(load_image(image)) for image in images])  # (B, 3, H, W)
+        prompt = self.vlm.prompt_embeds(self.vlm.features(pixels))  # (B, P or P + 1, D)
+        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
+        seconds = (time.perf_counter() - began) / len(images)
+        captions = []
+        for row, length in enumerate(decoded.lengths.tolist()):
+            tokens = decoded.tokens[row, :length].tolist()
+            sure = is_sure(float(decoded.mean_logprobs[row]), abstain_below)
+            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip() if sure else NOT_SURE
+            logprobs = decoded.token_logprobs[row, :length].tolist()
+            captions.append(Caption(text, tokens, float(decoded.scores[row]), seconds, logprobs))
+        return captions
+
+    def _decoder(self, settings: dict[str, Any]) -> Decoder[Any]:
+        """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration."""
+        config: Any = self.vlm.language_model.generation_config
+        samples = bool(settings.get("temperature"))
+        beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
+        known = {
+            "max_new_tokens": config.max_new_tokens or 30,
+            "suppress_tokens": tuple(config.suppress_tokens or ()),
+            "tokenizer": self.tokenizer,
+        } | settings
+        if samples and beams > 1:
+            raise ValueError("Sampling within beam search is not offered; leave out temperature or num_beams.")
+        if beams > 1:
+            return get_decoder("beam", num_beams=beams, **known)
+        return get_decoder("sample" if samples else "greedy", **known)
+
+
+def load_captioner(
+    model: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    quantize: str | None = None,
+    *,
+    threads: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Captioner:
+    """A captioner from a model directory or a hub id.
+
+    Args:
+        model: a folder that `limner train` wrote (a stock LLaVA checkpoint, or stock parts), or a hub id.
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "mps".
+        precision: "auto" is fp32, in which the words are those of stock runtimes; "bf16" is faster where the
+            machine multiplies it faster; "fp16" on GPUs.
+        quantize: "int8": weights of the language model in 8 bits.
+        threads: CPU threads; None: as torch has it.
+        revision: of a hub id.
+        cache_dir: where hub downloads are kept.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or lacks a file.
+        OSError: a hub id cannot be had.
+        ValueError: not a captioner; weights are missing; the device or precision is not to be had here.
+    """
+    choice = choose(device, "fp32" if precision == "auto" else precision, threads)
+    vlm = read_captioner(model, revision=revision, cache_dir=cache_dir)
+    vlm.keep_frozen_in(choice.dtype)
+    vlm.to(choice.device)
+    if quantize is not None:
+        raise ValueError(f"There is no quantization {quantize!r} here yet.")
+    return Captioner(vlm, choice)
