@@ -45,3 +45,14 @@ def _spell_out_flags(argv: list[str], undecided: set[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def option(argv: list[str], *names: str) -> str | None:
+    """The value of an option, before tyro reads the rest: what is needed to choose the defaults."""
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                return argv[i + 1]
+            if word.startswith(name + "="):
+                return word[len(name) + 1 :]
+    return None

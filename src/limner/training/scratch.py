@@ -10,20 +10,25 @@ from transformers import LevitConfig, LlamaConfig, PretrainedConfig, PreTrainedT
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 
 
-def scratch_encoder(image_size: int = 96, width: int = 256, depth: int = 3) -> LevitConfig:
+def scratch_encoder(image_size: int = 96, width: int = 256, depth: int = 3, num_heads: int = 4) -> LevitConfig:
     """A LeViT (Graham et al. 2021, arXiv:2104.01136): its stem of four stride-2 convolutions learns from nothing in
-    minutes what a patch embedding needs hours for, and its states are the rows of tokens that LLaVA reads."""
+    minutes what a patch embedding needs hours for, and its states are the rows of tokens that LLaVA reads.
+
+    One stage of ``depth`` attention blocks at one sixteenth of the resolution. An empty second stage follows, so
+    that ``hidden_states[-2]``, which LLaVA projects, is the first one's output.
+    """
     config = LevitConfig(
         image_size=image_size,
         patch_size=16,
         hidden_sizes=[width, width],
-        depths=[depth],
-        num_attention_heads=[4],
+        depths=[depth, 0],
+        num_attention_heads=[num_heads, num_heads],
         key_dim=[32, 32],
-        mlp_ratio=[2],
-        attention_ratio=[2],
-        drop_path_rate=0.0,
+        mlp_ratio=[2, 2],
+        attention_ratio=[2, 2],
+        drop_path_rate=0,
     )
+    config.down_ops = [[""], [""]]  # no subsampling between the stages
     config.hidden_size = width  # LLaVA asks the vision configuration for its width by this name
     return config
 

@@ -54,6 +54,8 @@ class Task(ABC):
     directions: ClassVar[Mapping[str, Literal["min", "max"]]]
     """Every metric that `evaluate` can give, and which way is better."""
 
+    run_path: Path
+    """The run's folder, set by the trainer before `prepare`; pictures of samples go into its samples/."""
     model: nn.Module
     """Set by `prepare`: on the CPU; only parameters with ``requires_grad`` are trained."""
     num_examples: int

@@ -133,6 +133,7 @@ class Trainer:
         self.accelerator, self.choice = accelerator, choice
         hardware.keep_freed_memory()
         torch.manual_seed(config.seed)
+        task.run_path = run.path
         task.prepare(choice.device, choice.dtype, journal.progress)
         self.directions = {"eval_loss": "min", **task.directions}
         if config.metric_for_best_model not in self.directions:

@@ -1,0 +1,84 @@
+"""``limner train``: a captioner from captioned pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from limner.cli.parse import option, parse
+from limner.config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from limner.training.trainer import Result
+
+ENVIRONMENT = {
+    "NCCL_P2P_DISABLE": "1",
+    "NCCL_IB_DISABLE": "1",
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+    "WANDB_PROJECT": "limner",
+    "WANDB_LOG_MODEL": "false",
+}
+"""Set where they are not set already: consumer GPUs have no peer-to-peer, MPS lacks some operators."""
+
+
+def run(argv: list[str]) -> int:
+    config = configuration(argv)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+    from limner.data.catalogue import load_dataset_by_name
+    from limner.training.caption_task import CaptionTask
+    from limner.training.trainer import train
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    task = CaptionTask(config, lambda progress: load_dataset_by_name(config, progress, say), say=say)
+    if config.plan:
+        from limner.training.caption_plan import plan
+
+        print(json.dumps(plan(task, config), indent=2))
+        return 0
+    result = train(task, config, "train", subject(config))
+    if result.reason != "stopped":
+        _finish(result, config, say)
+    return 130 if result.interrupted else 0
+
+
+def configuration(argv: list[str]) -> TrainConfig:
+    """Arguments, over the settings of the run that `--resume` names; the preset filled in.
+
+    Raises:
+        ValueError: no data set.
+    """
+    default = None
+    resumed = option(argv, "--resume")
+    if resumed is not None:
+        from limner.training.opening import saved_settings
+
+        default = TrainConfig(**saved_settings(resumed, option(argv, "--runs-dir") or "runs", "train"))
+    config = parse(TrainConfig, argv, "limner train", default=default)
+    if not config.dataset:
+        raise ValueError("Say what to train on: --dataset PATH_OR_NAME (`limner data list` shows the names).")
+    return config.with_preset()
+
+
+def subject(config: TrainConfig) -> str:
+    """What a default run name tells of the data: "flickr+coco", "my_photos"."""
+    return "+".join(Path(name).stem if Path(name).exists() else name.split("/")[-1] for name in config.dataset)
+
+
+def _finish(result: Result, config: TrainConfig, say) -> None:
+    model = result.run.model_path
+    if config.save_dir is not None:
+        shutil.copytree(model, config.save_dir, dirs_exist_ok=True)
+        model = config.save_dir
+        say(f"Copied to {model}.")
+    say(f"Try it: limner caption {model} PICTURE...")

@@ -1,0 +1,287 @@
+"""Learning to caption: pictures (or their cached features) and packed captions, to the loss of the captions' words.
+
+N: pictures of a batch. P: prompt length. T: caption tokens in the longest row. S = P + T. D: the language model's
+width. Dv: the encoder's. L: labels. V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from limner.config.train import TrainConfig
+from limner.data.images import PixelSettings, load_image
+from limner.data.packing import LengthBuckets, block_mask, caption_tokens, pack_captions
+from limner.data.records import Record, Splits
+from limner.decoding import get_decoder, step_model
+from limner.models.captioner import PrefixConditioningVLM
+from limner.models.stock import expressible, save_captioner
+from limner.training.caption_inputs import Inputs, PixelInputs
+from limner.training.caption_model import build_model
+from limner.training.task import Batch, ParameterGroup, Progress, Task
+
+NUM_PROBES = 6
+PROBE_SIZE = 384
+
+
+class CaptionLoss(nn.Module):
+    """The captioner with its loss: what is trained, and what DDP wraps."""
+
+    def __init__(self, vlm: PrefixConditioningVLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(
+        self,
+        picture: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        label_positions: torch.Tensor,
+        labels: torch.Tensor,
+        row_images: torch.Tensor,
+    ) -> torch.Tensor:
+        """The summed cross-entropy of ``labels``; the head runs on their positions only.
+
+        Args:
+            picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
+        """
+        vlm = self.vlm
+        features = picture if picture.dim() == 3 else vlm.features(picture)  # (N, P, Dv)
+        prompt = vlm.prompt_embeds(features)[row_images]  # (B, P, D)
+        embeds = torch.cat([prompt, vlm.embed_tokens(input_ids)], dim=1)  # (B, S, D)
+        hidden = vlm.hidden_states(embeds, block_mask(document_ids, embeds.dtype), position_ids)  # (B, S, D)
+        logits = vlm.head(hidden.flatten(0, 1)[label_positions])  # (L, V)
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+class CaptionTask(Task):
+    """A captioner from records of pictures and captions.
+
+    Args:
+        config: settings, presets filled in.
+        load_records: gives the splits; called once, in `prepare`.
+        build: gives the model, from the settings and the training captions.
+        say: told what a person should know, a sentence each.
+    """
+
+    kind, unit = "caption", "captions"
+    directions: ClassVar[Mapping[str, Literal["min", "max"]]] = {"CIDEr": "max", "ROUGE_L": "max", "METEOR": "max"}
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        load_records: Callable[[Progress], Splits],
+        build: Callable[..., PrefixConditioningVLM] = build_model,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.config, self.load_records, self.build, self.say = config, load_records, build, say
+
+    # -- preparation -----------------------------------------------------------------------------------------
+
+    def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+        config = self.config
+        splits = self.load_records(progress)
+        self.records: dict[str, list[Record]] = {
+            "train": _sampled(splits.train, config.sample, config.seed),
+            "validation": _sampled(splits.validation, config.sample and max(2, config.sample // 10), config.seed),
+        }
+        for split, records in self.records.items():
+            if not records:
+                raise ValueError(f"The {split} split is empty; give more pictures.")
+        self.num_examples = len(self.records["train"])
+        captions = [caption for record in self.records["train"] for caption in record.captions]
+        self.vlm = self.build(config, captions, self.say)
+        can, reason = expressible(self.vlm)
+        if not can:
+            self.say(f"This model is saved as stock parts, not as one LLaVA checkpoint: {reason}")
+        # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
+        self.compute_dtype = precision
+        if precision != torch.float32:
+            self.vlm.keep_frozen_in(precision)
+        self.vlm.to(device)
+        self.model = CaptionLoss(self.vlm)
+        self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+        self._tokenize()
+        self.inputs = self._inputs(progress)
+
+    def _tokenize(self) -> None:
+        tokenizer, cut = self.vlm.tokenizer, 0
+        encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        self.tokens: dict[str, list[list[list[int]]]] = {}
+        for split, records in self.records.items():
+            self.tokens[split] = []
+            for record in records:
+                ids, num_cut = caption_tokens(
+                    record.captions, encode, int(tokenizer.eos_token_id), self.config.max_length
+                )
+                self.tokens[split].append(ids)
+                cut += num_cut
+        total = sum(len(captions) for of_split in self.tokens.values() for captions in of_split)
+        if cut:
+            self.say(f"{cut:,} of {total:,} captions are longer than {self.config.max_length} tokens and are cut.")
+        lengths = np.array([sum(map(len, captions)) for captions in self.tokens["train"]])
+        loop = self.config.loop()
+        window = loop.batch_size * loop.accumulation
+        self.arrange = LengthBuckets(lengths, loop.batch_size, self.config.seed, window)  # type: ignore[method-assign]
+
+    def _inputs(self, progress: Progress) -> dict[str, Inputs]:
+        """Where a batch's pictures come from: cached features where the encoder is frozen, pixels otherwise."""
+        return PixelInputs.of_splits(self.records, self.pixels, progress)
+
+    def facts(self) -> dict[str, Any]:
+        counts = self.vlm.parameter_counts()
+        captions = sum(len(record.captions) for record in self.records["train"])
+        return {
+            "parts": counts,
+            "captions": captions,
+            "captions_per_picture": captions / self.num_examples,
+            "validation_pictures": len(self.records["validation"]),
+            "prefix_tokens": self.vlm.num_prefix_tokens,
+            "inputs": self.inputs["train"].describe(),
+            "baselines": {"ln_vocabulary": float(np.log(len(self.vlm.tokenizer)))},
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The projection, the adapters and the open vision layers learn at rates of their own."""
+        config = self.config
+        new = config.base_model is None
+        rates = {
+            "projection": config.projection_lr,
+            "decoder": config.scratch_lr if new and not config.decoder_model else config.lora_lr,
+            "encoder": config.scratch_lr if new and not config.encoder_model else config.vision_lr,
+        }
+        members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in rates}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                members[name.split(".")[1]].append((name, parameter))
+        return [
+            ParameterGroup(name, members[name], rate, config.weight_decay)
+            for name, rate in rates.items()
+            if members[name]
+        ]
+
+    # -- training --------------------------------------------------------------------------------------------
+
+    def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
+        packed = pack_captions(
+            [self.tokens[split][index] for index in indices],
+            self.vlm.num_prompt_tokens,
+            pad_id=int(self.vlm.tokenizer.pad_token_id),
+            pack=self.config.pack,
+        )
+        tensors = packed.tensors()
+        del tensors["label_captions"]
+        tensors["picture"] = self.inputs[split].read(indices, seed)
+        ids = [self.records[split][index].image_id for index in indices]
+        return Batch(tensors, len(packed.labels), packed.num_captions, ids)
+
+    def example_id(self, index: int) -> str:
+        return self.records["train"][index].image_id
+
+    def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        device = tensors["labels"].device.type
+        with torch.autocast(device, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            return model(**tensors)
+
+    # -- evaluation ------------------------------------------------------------------------------------------
+
+    def validation_batches(self) -> Iterator[Batch]:
+        size = self.config.batch_size
+        for start in range(0, len(self.records["validation"]), size):
+            stop = min(start + size, len(self.records["validation"]))
+            yield self.batch(range(start, stop), seed=0, split="validation")
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """CIDEr-D, ROUGE-L and METEOR of the first ``eval_images`` validation pictures, captioned with beams."""
+        from limner.evaluation import score
+
+        chosen = range(min(self.config.eval_images, len(self.records["validation"])))
+        captions = self._captions(chosen)
+        references = [self.records["validation"][index].captions for index in chosen]
+        if self.config.debug:
+            for expected, got in zip(references, captions, strict=True):
+                self.say(f"expected: {expected[0]}\n     got: {got}")
+        scores = score(dict(enumerate(captions)), dict(enumerate(references)), metrics=tuple(self.directions))
+        return {name: scores[name] for name in self.directions}
+
+    def _captions(self, indices: Sequence[int], split: str = "validation") -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(indices), 16):
+            part = indices[start : start + 16]
+            texts += self._describe(self.inputs[split].read(part, seed=0))
+        return texts
+
+    def _describe(self, picture: torch.Tensor, **settings: Any) -> list[str]:
+        """Captions of (N, P, Dv) features or (N, 3, H, W) pixels, with the live weights."""
+        vlm = self.vlm
+        settings = {"num_beams": self.config.num_beams, "max_new_tokens": self.config.max_length} | settings
+        decoder = get_decoder("beam" if settings["num_beams"] > 1 else "greedy", **_fitting(settings))
+        device = vlm.device
+        with torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            features = picture.to(device) if picture.dim() == 3 else vlm.features(picture.to(device))
+            prompt = vlm.prompt_embeds(features)  # (N, P, D)
+            tokens, _ = decoder.decode(step_model(vlm.decoder), prefix_embeds=prompt)
+        return [text.strip() for text in vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def probes(self, model: nn.Module) -> list[dict[str, Any]]:
+        chosen = range(min(NUM_PROBES, len(self.records["validation"])))
+        return [
+            {
+                "probe": self.records["validation"][index].image_id,
+                "image": self._picture_file(self.records["validation"][index]),
+                "text": text,
+                "references": self.records["validation"][index].captions,
+            }
+            for index, text in zip(chosen, self._captions(chosen), strict=True)
+        ]
+
+    def sample(self, model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+        name = arguments.get("image")
+        if not name:
+            raise ValueError(
+                "A captioning run decodes pictures: name one of its samples, or give a path, as `image`."
+            )
+        inside = self.run_path / "samples" / Path(name).name
+        image = load_image(inside if inside.is_file() else name)
+        settings = dict(arguments.get("settings") or {})
+        text = self._describe(self.pixels.pixels(image)[None], **settings)[0]
+        return {"probe": str(name), "image": self._picture_file(Record(image, [], str(name))), "text": text}
+
+    def _picture_file(self, record: Record) -> str:
+        """Puts a small copy of the picture into samples/, named by its hash; returns that name."""
+        image = load_image(record.image)
+        image.thumbnail((PROBE_SIZE, PROBE_SIZE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=88)
+        name = hashlib.sha256(buffer.getvalue()).hexdigest()[:24] + ".jpg"
+        path = self.run_path / "samples" / name
+        if not path.exists():
+            path.write_bytes(buffer.getvalue())
+        return name
+
+    # -- what is left ----------------------------------------------------------------------------------------
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        save_captioner(self.vlm, folder)
+
+
+def _fitting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Greedy decoding knows no beams."""
+    return {name: value for name, value in settings.items() if name != "num_beams" or value > 1}
+
+
+def _sampled(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
+    """``count`` of the records, the same ones every time, in their order."""
+    if count is None or count >= len(records):
+        return list(records)
+    chosen = np.random.default_rng(seed).permutation(len(records))[:count]
+    return [records[index] for index in sorted(chosen.tolist())]
