@@ -108,3 +108,10 @@ def train_toy(settings: dict[str, Any]) -> None:
     """A whole run: the target of the processes that tests kill."""
     config = ToyConfig(**settings)
     train(ToyTask(config), config, "toy", "toy", quiet=True)
+
+
+if __name__ == "__main__":  # for torchrun
+    import json
+    import sys
+
+    train_toy(json.loads(sys.argv[1]))
