@@ -1,0 +1,197 @@
+"""All caption metrics of a set at once: each caption is tokenized and counted once, each reference once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from limner.evaluation.bleu import bleu, bleu_statistics
+from limner.evaluation.bootstrap import interval, resample_counts, resampled_means, resampled_sums
+from limner.evaluation.cider import CiderD, DocumentFrequency
+from limner.evaluation.diversity import diversity, self_cider
+from limner.evaluation.meteor import Meteor, MeteorChoice, find_meteor
+from limner.evaluation.ngrams import count_ngrams
+from limner.evaluation.ptb import ptb_tokenize
+from limner.evaluation.rouge import ROUGE_NAMES, rouge_l, rouge_scores
+
+BLEU_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
+
+Predictions = Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]]
+"""Captions by image id, or in the order of the references; several an image: the first is scored."""
+References = Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]]
+
+
+@dataclass
+class Table:
+    """The scores of one set of captions, image by image, and what makes up the scores of the whole set."""
+
+    ids: list[str]
+    per_image: dict[str, np.ndarray]
+    """Metric -> (N,) float64."""
+    bleu_statistics: np.ndarray
+    """(N, 10): BLEU of a set is computed from their sum, not from the images' scores."""
+    corpus: dict[str, float]
+    """Metric -> the score of the whole set."""
+
+    def resampled(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric in every resample: (R, N) -> metric -> (R,).
+
+        METEOR 1.5 of a set is not the mean of its images' scores; its resamples are shifted by that difference.
+        """
+        resamples = dict(zip(BLEU_NAMES, resampled_sums(self.bleu_statistics, counts, bleu).T, strict=True))
+        for name, values in self.per_image.items():
+            if name not in resamples:
+                resamples[name] = resampled_means(values, counts) + (self.corpus[name] - values.mean())
+        return resamples
+
+
+class Scorer:
+    """Scores captions against fixed references, as often as wanted (controls, checkpoints, two models).
+
+    Raises:
+        ValueError: an image without references, or a reference that is no text.
+    """
+
+    def __init__(
+        self, references: Mapping[str, Sequence[str]], document_frequency: DocumentFrequency | None = None
+    ) -> None:
+        for key, group in references.items():
+            if not group or not all(isinstance(text, str) for text in group):
+                raise ValueError(f"Image {key} needs at least one reference caption, each of them text.")
+        if not references:
+            raise ValueError("There are no references to score against.")
+        self.ids = list(references)
+        self.raw = [list(group) for group in references.values()]
+        self.tokens = [[ptb_tokenize(text) for text in group] for group in self.raw]
+        self._counts = [[count_ngrams(text.split()) for text in group] for group in self.tokens]
+        self.cider = CiderD(self._counts, document_frequency)
+        self._row = {key: row for row, key in enumerate(self.ids)}
+
+    def score(
+        self, predictions: Mapping[str, str], meteor: Meteor | None = None, rouge_package: bool = False
+    ) -> Table:
+        """BLEU, ROUGE-L and CIDEr-D of the predicted images; METEOR and rouge-score's figures where asked for."""
+        rows = [self._row[key] for key in predictions]
+        tokens = [ptb_tokenize(text) for text in predictions.values()]
+        with ThreadPoolExecutor(1) as pool:  # METEOR's Java works while we do
+            waiting = meteor and pool.submit(meteor.score, tokens, [self.tokens[row] for row in rows])
+            counts = [count_ngrams(text.split()) for text in tokens]
+            statistics = np.stack(
+                [bleu_statistics(one, self._counts[row]) for one, row in zip(counts, rows, strict=True)]
+            )
+            per_image = dict(zip(BLEU_NAMES, bleu(statistics).T, strict=True))
+            per_image["ROUGE_L"] = np.array(
+                [rouge_l(text, self.tokens[row]) for text, row in zip(tokens, rows, strict=True)]
+            )
+            per_image["CIDEr"] = self.cider.scores(counts, rows)
+            if rouge_package:
+                found = [
+                    rouge_scores(text, self.raw[row]) for text, row in zip(predictions.values(), rows, strict=True)
+                ]
+                per_image |= {name: np.array([scores[name] for scores in found]) for name in ROUGE_NAMES}
+            corpus = {name: float(values.mean()) for name, values in per_image.items()}
+            corpus |= dict(zip(BLEU_NAMES, bleu(statistics.sum(0)).tolist(), strict=True))
+            if waiting:
+                corpus["METEOR"], per_image["METEOR"] = waiting.result()
+        return Table(list(predictions), per_image, statistics, corpus)
+
+
+def score(
+    predictions: Predictions,
+    references: References,
+    *,
+    document_frequency: DocumentFrequency | None = None,
+    meteor: MeteorChoice = "auto",
+    per_image: bool = False,
+    intervals: bool = False,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Scores captions against references.
+
+    Args:
+        predictions: ``{id: caption}``, or a list in the order of ``references``. Where an image has several
+            captions the first is scored, and ``self_CIDEr`` tells their variety.
+        references: ``{id: [captions]}``, or a list of lists. Images without a prediction are not scored, but
+            count in CIDEr's document frequencies.
+        document_frequency: CIDEr's, instead of those of ``references``.
+        meteor: which implementation; "auto" takes METEOR 1.5 where Java is, else NLTK's, else none.
+        per_image: also each image's scores, under ``per_image``.
+        intervals: also bootstrap 95 % intervals, under ``intervals``: metric -> (low, high).
+        seed: of the bootstrap.
+
+    Returns:
+        ``Bleu_1`` .. ``Bleu_4``, ``ROUGE_L``, ``METEOR``, ``CIDEr`` (as pycocoevalcap: CIDEr-D, not times 100),
+        ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum`` (as rouge-score), diversity figures, ``num_images``,
+        and ``METEOR_implementation``: the name of what computed it, None where nothing could.
+
+    Raises:
+        ValueError: nothing to score, or a prediction without references.
+    """
+    several, expected = _normalised(predictions, references)
+    chosen = {key: group[0] for key, group in several.items()}
+    scorer = Scorer(expected, document_frequency)
+    implementation = find_meteor(meteor)
+    table = scorer.score(chosen, implementation, rouge_package=True)
+    return report(table, chosen, implementation.name if implementation else None, per_image, intervals, seed) | (
+        _variety(several, scorer.cider.document_frequency)
+    )
+
+
+def report(
+    table: Table,
+    predictions: Mapping[str, str],
+    meteor_name: str | None,
+    per_image: bool = False,
+    intervals: bool = False,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """What `score` returns, from a table: plain numbers that JSON can hold."""
+    result: dict[str, Any] = dict(table.corpus) | {"METEOR_implementation": meteor_name}
+    result |= diversity([ptb_tokenize(text) for text in predictions.values()])
+    result["num_images"] = len(table.ids)
+    if intervals:
+        resamples = table.resampled(resample_counts(len(table.ids), seed))
+        result["intervals"] = {name: interval(values) for name, values in resamples.items()}
+    if per_image:
+        columns = {name: values.tolist() for name, values in table.per_image.items()}
+        result["per_image"] = {
+            key: {name: values[row] for name, values in columns.items()} for row, key in enumerate(table.ids)
+        }
+    return result
+
+
+def _variety(several: Mapping[str, Sequence[str]], document_frequency: DocumentFrequency) -> dict[str, float]:
+    groups = [[ptb_tokenize(text) for text in group] for group in several.values() if len(group) > 1]
+    return {"self_CIDEr": self_cider(groups, document_frequency)} if groups else {}
+
+
+def _normalised(
+    predictions: Predictions, references: References
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Both by image id (text), each with a list of captions."""
+    if isinstance(predictions, Mapping) != isinstance(references, Mapping):
+        raise ValueError("Give predictions and references both by image id, or both as lists in the same order.")
+    if not isinstance(predictions, Mapping) and len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions do not match {len(references)} lists of references.")
+    found, expected = _by_id(predictions), _by_id(references)
+    if not found:
+        raise ValueError("There are no predictions to score.")
+    strangers = [key for key in found if key not in expected]
+    if strangers:
+        raise ValueError(
+            f"{len(strangers)} of {len(found)} predictions have no reference (the first: {strangers[0]}); "
+            "check that both name the images alike."
+        )
+    for key, group in found.items():
+        if not group or not all(isinstance(text, str) for text in group):
+            raise ValueError(f"The prediction of image {key} is no text.")
+    return found, expected
+
+
+def _by_id(captions: Predictions | References) -> dict[str, list[str]]:
+    pairs = captions.items() if isinstance(captions, Mapping) else enumerate(captions)
+    return {str(key): [value] if isinstance(value, str) else list(value) for key, value in pairs}
