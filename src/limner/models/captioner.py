@@ -139,9 +139,17 @@ class PrefixConditioningVLM(nn.Module):
                 the attention scores (0 and the dtype's minimum), or True where a row may look at a column.
             position_ids: (B, T); None: counted from the first position.
         """
+        if attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.ndim == 4:
+            attention_mask = self._as_scores(attention_mask, inputs_embeds.dtype)
         return decoders.stack(self.language_model)(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
+
+    def _as_scores(self, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """True/False as 0/minimum, which the plain ("eager") attention of some families adds without looking."""
+        if self.language_model.config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> logits (..., V). Give it only the positions that have a label."""

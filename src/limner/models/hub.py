@@ -44,7 +44,8 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
     if is_model:
         settings |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        loaded = stock_class.from_pretrained(source, trust_remote_code=False, **settings)
+        with _quiet():
+            loaded = stock_class.from_pretrained(source, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(error, source, what) from error
     if not is_model:
@@ -52,6 +53,18 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
     model, report = loaded
     refuse_missing(report, source, what)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of every weight that a vision tower leaves in a two-tower checkpoint; what is
+    missing is checked here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def refuse_missing(report: dict[str, Any], source: str | Path, what: str) -> None:
