@@ -95,6 +95,19 @@ def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
     return best
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators of the CPU and of this device.
+
+    ``torch.manual_seed`` also queues a call with a whole stack trace for every kind of device that is not there,
+    which costs more than a small step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 _KEEP_FREED = {-4: 0, -1: 17_179_869_184 - 1, -2: 268_435_456}
 """mallopt parameters: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD."""
 

@@ -32,6 +32,7 @@ class Meter:
         self._split: dict[str, float] = {}
         self._seconds = self._units = self._weight = 0.0
         self._process = psutil.Process()
+        self._memory, self._memory_time = 0.0, 0.0
 
     @contextlib.contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -67,7 +68,7 @@ class Meter:
         values: dict[str, Any] = {
             f"{self.unit}_per_second": rate,
             "eta_seconds": self._seconds / self._weight * steps_to_go,
-            "memory_mb": self._process.memory_info().rss / 2**20,
+            "memory_mb": self._memory_mb(),
             "seconds": {part: round(seconds, 6) for part, seconds in self._last_split.items()},
         }
         if self.flops_per_unit:
@@ -76,6 +77,13 @@ class Meter:
             values["gpu_memory_mb"] = torch.cuda.memory_allocated() / 2**20
             values["gpu_memory_total_mb"] = torch.cuda.get_device_properties(0).total_memory / 2**20
         return values
+
+    def _memory_mb(self) -> float:
+        """Resident memory in MiB, looked up once a second."""
+        now = time.monotonic()
+        if now - self._memory_time > 1.0:
+            self._memory, self._memory_time = self._process.memory_info().rss / 2**20, now
+        return self._memory
 
 
 def peak_memory_mb() -> float:

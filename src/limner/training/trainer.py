@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,8 +243,8 @@ class Trainer:
         progress, accelerator = self.progress, self.accelerator
         with self.meter.time("data"):
             batches = self._batches(progress.step)
-            counts = torch.tensor([sum(b.num_targets for b in batches), sum(b.num_units for b in batches)])
-            targets, units = accelerator.reduce(counts.to(accelerator.device)).tolist()
+            counts = [sum(b.num_targets for b in batches), sum(b.num_units for b in batches)]
+            targets, units = self._over_ranks(counts)
         scale = lr_scale(
             progress.step, self.total_steps, self.warmup_steps, self.config.schedule, self.config.lr_floor
         )
@@ -252,9 +252,10 @@ class Trainer:
             group["lr"] = group["peak_lr"] * scale
         with self.meter.time("compute"):
             self.model.train()
-            loss_sum = torch.zeros((), device=accelerator.device)
+            losses: list[torch.Tensor] = []
             for k, batch in enumerate(batches):
-                torch.manual_seed(position_seed(self.config.seed, progress.step, k, accelerator.process_index))
+                seed = position_seed(self.config.seed, progress.step, k, accelerator.process_index)
+                hardware.seed_generators(seed, accelerator.device)
                 tensors = {name: t.to(accelerator.device, non_blocking=True) for name, t in batch.tensors.items()}
                 last = k == len(batches) - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
@@ -263,8 +264,8 @@ class Trainer:
                         loss = loss * 0.0  # this rank has nothing in the round, but its peers wait for it
                     # DDP averages over ranks; a sum over ranks is what the mean over tokens needs.
                     accelerator.backward(loss * (accelerator.num_processes / max(1, targets)))
-                loss_sum += loss.detach()
-            mean_loss = float(accelerator.reduce(loss_sum)) / max(1, targets)
+                losses.append(loss.detach())
+            mean_loss = self._over_ranks([sum(map(float, losses))])[0] / max(1, targets)
             norm = float(gradient_norm(self.parameters))
         applied = math.isfinite(mean_loss) and math.isfinite(norm)
         with self.meter.time("optimizer"):
@@ -277,10 +278,17 @@ class Trainer:
                 self._report_nonfinite(mean_loss, norm)
             self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.units += units
+        progress.units += int(units)
         self.journal.step = progress.step
-        self.meter.step_done(units)
+        self.meter.step_done(int(units))
         self._log_step(mean_loss, norm)
+
+    def _over_ranks(self, values: Sequence[float]) -> Sequence[float]:
+        """Sums of these numbers over all processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        sums = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(sums).tolist()
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; the next step's are read meanwhile, in a thread."""
@@ -372,7 +380,7 @@ class Trainer:
 
     def _validation_loss(self) -> float:
         """The mean loss per supervised token over the task's validation batches, shared out among the ranks."""
-        accelerator, totals = self.accelerator, torch.zeros(2, dtype=torch.float64)
+        accelerator, loss_sum, num_targets = self.accelerator, 0.0, 0
         self.model.eval()
         with torch.no_grad():
             for index, batch in enumerate(self.task.validation_batches()):
@@ -381,8 +389,9 @@ class Trainer:
                     continue
                 tensors = {name: t.to(accelerator.device) for name, t in batch.tensors.items()}
                 loss = self.task.loss(accelerator.unwrap_model(self.model), tensors)
-                totals += torch.tensor([float(loss), batch.num_targets], dtype=torch.float64)
-        loss_sum, targets = accelerator.reduce(totals.to(accelerator.device)).tolist()
+                loss_sum += float(loss)
+                num_targets += batch.num_targets
+        loss_sum, targets = self._over_ranks([loss_sum, num_targets])
         if targets == 0:
             raise ValueError("The validation set has no supervised tokens; give it more data.")
         return loss_sum / targets
