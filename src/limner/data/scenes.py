@@ -24,10 +24,13 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from limner.data.records import Record, Splits, split_name
 from limner.data.scene_drawing import COLOURS, SHAPES, Item, draw
 
 Split = Literal["train", "validation", "validation-held-out", "test", "test-held-out"]
 
+PIXELS = 64
+"""Side of the pictures that records hold."""
 SIZES = {"small": (0.070, 0.094), "large": (0.140, 0.172)}
 """Range of the radius."""
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -109,7 +112,7 @@ class Scene:
             for group, relation in zip(self.groups, relations, strict=False)
         )
 
-    def picture(self, pixels: int = 64) -> np.ndarray:
+    def picture(self, pixels: int = PIXELS) -> np.ndarray:
         """The drawn scene: uint8 (pixels, pixels, 3). Background, outlines and noise are the scene's own."""
         items = [Item(g.kind.shape, g.kind.colour, *spot) for g in self.groups for spot in g.spots]
         return draw(items, self._random("picture"), pixels)
@@ -143,6 +146,9 @@ class Scene:
     def accepts(self, caption: str) -> bool:
         """Whether ``caption`` is one of `all_captions`. Only case and spacing are forgiven."""
         return " ".join(caption.lower().split()) in self.all_captions
+
+    def record(self) -> Record:
+        return Record(self.picture(), self.captions(), self.image_id, split_name(self.key[1].split("-")[0]))
 
     def _random(self, purpose: str) -> random.Random:
         return random.Random(f"{self.key} {purpose}")
@@ -224,6 +230,12 @@ def make_scene(index: int, split: Split = "train", seed: int = 42) -> Scene:
         scene = _compose(key, rng, rng.randrange(3) if wanted else None)
         if scene is not None and scene.held_out == wanted:
             return scene
+
+
+def scene_splits(train: int = 5000, validation: int = 500, test: int = 500, seed: int = 42) -> Splits:
+    """A finite set of scenes as records, like every other data set; none has a held-out combination."""
+    counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
+    return Splits(**{split: [make_scene(i, split, seed).record() for i in range(n)] for split, n in counts.items()})
 
 
 def _compose(key: tuple[int, Split, int], rng: random.Random, novelty: int | None) -> Scene | None:

@@ -1,0 +1,145 @@
+"""The demo's task: a captioner from nothing on endless scenes, with help that only training sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from limner.config.demo import DemoConfig
+from limner.data.images import PixelSettings
+from limner.data.packing import caption_tokens, pack_captions
+from limner.data.scenes import PIXELS, make_scene
+from limner.evaluation import cider_d
+from limner.models.captioner import PrefixConditioningVLM, build_captioner
+from limner.training.caption_inputs import PixelInputs
+from limner.training.caption_task import CaptionLoss, CaptionTask
+from limner.training.scene_help import CellHeads, cell_labels
+from limner.training.scratch import scratch_decoder, scratch_encoder, scratch_tokenizer
+from limner.training.task import Batch, ParameterGroup, Progress
+
+TOKENIZER_SCENES = 2000
+"""Scenes of whose captions the tokenizer is made; every word of the grammar becomes one token."""
+
+
+def build_scene_captioner(seed: int, say: Callable[[str], None] = print) -> PrefixConditioningVLM:
+    """The demo's captioner: LeViT -> mlp projection -> Llama, all random, 16 prefix tokens."""
+    words = scratch_tokenizer(text for index in range(TOKENIZER_SCENES) for text in make_scene(index).captions())
+    return build_captioner(
+        scratch_encoder(PIXELS, width=256, depth=1, num_heads=4),
+        scratch_decoder(width=128, depth=2, num_heads=2),
+        "mlp",
+        tokenizer=words,
+        seed=seed,
+        say=say,
+    )
+
+
+class SceneLoss(CaptionLoss):
+    """The caption loss, plus that of the helping heads where there are labels for them."""
+
+    def __init__(self, vlm: PrefixConditioningVLM, help_weight: float) -> None:
+        super().__init__(vlm)
+        self.help_weight = help_weight
+        if help_weight:
+            self.heads = CellHeads(vlm.projection.linear_1.in_features)
+
+    def forward(  # type: ignore[override]
+        self, picture: torch.Tensor, cells: torch.Tensor | None = None, **captions: torch.Tensor
+    ) -> torch.Tensor:
+        """As of `CaptionLoss`; ``cells`` (N, P, F) are the heads' labels.
+
+        The sum is later divided by the number of labels, so the heads' mean is multiplied by it here.
+        """
+        features = self.vlm.features(picture)  # (N, P, Dv)
+        loss = super().forward(features, **captions)
+        if cells is None or not self.help_weight:
+            return loss
+        return loss + self.help_weight * captions["labels"].numel() * self.heads(features, cells)
+
+
+class SceneTask(CaptionTask):
+    """Every step draws scenes that no step drew before; the picture's index is its place in the run."""
+
+    directions: ClassVar[Mapping[str, Literal["min", "max"]]] = {
+        "exact_match": "max",
+        "exact_match_unseen": "max",
+        "CIDEr": "max",
+    }
+
+    def __init__(self, config: DemoConfig, say: Callable[[str], None] = print) -> None:
+        self.config: DemoConfig = config  # type: ignore[assignment]
+        self.say = say
+
+    def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+        config = self.config
+        self.vlm = build_scene_captioner(config.seed, self.say).to(device)
+        self.compute_dtype = precision
+        self.grid = int(self.vlm.num_prefix_tokens**0.5)
+        torch.manual_seed(config.seed)
+        self.model = SceneLoss(self.vlm, config.help_weight).to(device)
+        self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+        self.num_examples = config.steps * config.batch_size
+        half = config.eval_images // 2
+        self.validation = [make_scene(i, "validation", config.seed) for i in range(half)]
+        self.validation += [make_scene(i, "validation-held-out", config.seed) for i in range(half)]
+        self.records = {"validation": [scene.record() for scene in self.validation]}
+        self.inputs = PixelInputs.of_splits(self.records, self.pixels, progress)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "parts": self.vlm.parameter_counts(),
+            "captions_per_picture": 1,
+            "validation_pictures": len(self.validation),
+            "prefix_tokens": self.vlm.num_prefix_tokens,
+            "inputs": "scenes, drawn as they are needed",
+            "baselines": {"ln_vocabulary": float(np.log(len(self.vlm.tokenizer)))},
+        }
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        named = list(self.model.named_parameters())
+        return [ParameterGroup("all", named, self.config.learning_rate, self.config.weight_decay)]
+
+    def arrange(self, permutation: np.ndarray, epoch: int) -> np.ndarray:
+        """Scenes come in the order of their numbers: they are random already."""
+        return np.arange(len(permutation))
+
+    def example_id(self, index: int) -> str:
+        return f"scene-{self.config.seed}-train-{index:06d}"
+
+    def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
+        """Training: one caption of each scene, and the labels of the helping heads. Validation: all captions."""
+        if split == "validation":
+            scenes = [self.validation[index] for index in indices]
+            captions = [self.records[split][index].captions for index in indices]
+        else:
+            scenes = [make_scene(index, "train", self.config.seed) for index in indices]
+            captions = [scene.captions(1) for scene in scenes]
+        words = self.vlm.tokenizer
+        encode = lambda text: words.encode(text, add_special_tokens=False)  # noqa: E731
+        eos, pad = int(words.eos_token_id), int(words.pad_token_id)
+        tokens = [caption_tokens(texts, encode, eos, self.config.max_length)[0] for texts in captions]
+        packed = pack_captions(tokens, self.vlm.num_prompt_tokens, pad_id=pad)
+        tensors = packed.tensors()
+        del tensors["label_captions"]
+        pictures = np.stack([scene.picture() for scene in scenes])  # (N, H, W, 3) uint8, of the encoder's size
+        tensors["picture"] = self.pixels.normalize(torch.from_numpy(pictures))
+        if split == "train":
+            tensors["cells"] = cell_labels(scenes, self.grid)
+        return Batch(tensors, len(packed.labels), packed.num_captions, [scene.image_id for scene in scenes])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Exact match on both kinds of validation scenes, and CIDEr-D over all of them."""
+        captions = self._captions(range(len(self.validation)))
+        accepted = [scene.accepts(text) for scene, text in zip(self.validation, captions, strict=True)]
+        half = len(accepted) // 2
+        references = {record.image_id: record.captions for record in self.records["validation"]}
+        cider, _ = cider_d(dict(zip(references, captions, strict=True)), references)
+        return {
+            "exact_match": sum(accepted[half:]) / half,
+            "exact_match_unseen": sum(accepted[:half]) / half,
+            "CIDEr": cider,
+        }
