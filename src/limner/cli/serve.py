@@ -1,0 +1,82 @@
+"""``limner serve``: the dashboard."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+
+from limner.cli.parse import parse
+from limner.config.serve import ServeConfig
+
+PORTS_TRIED = 100
+
+
+def run(argv: list[str]) -> int:
+    config = parse(ServeConfig, argv, "limner serve")
+    try:
+        import uvicorn
+
+        from limner.server.app import create_server
+        from limner.server.security import allowed_hint
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"The dashboard needs the package '{error.name}'; install it with: pip install 'limner[serve]'"
+        ) from error
+    server = create_server(config)
+    listener = listen(config.host, config.port)
+    port = listener.getsockname()[1]
+    if config.port not in (0, port):
+        print(f"Port {config.port} is in use; taking {port}.", file=sys.stderr)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    shown = "127.0.0.1" if shown in ("0.0.0.0", "[::]") else shown
+    address = f"http://{shown}:{port}/?token={server.token}"
+    print(f"Limner is at {address}", flush=True)
+    print(
+        f"Runs: {config.runs_dir.resolve()}. {allowed_hint(config)} Ctrl-C ends the server, and no run.", flush=True
+    )
+    if config.browser:
+        _open_browser(address)
+    settings = uvicorn.Config(
+        server.application,
+        log_level="warning",
+        ws_max_size=65_536,
+        ws_max_queue=8,
+        ws_per_message_deflate=False,  # local: bytes are cheaper than the trainer's cores
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
+    uvicorn.Server(settings).run(sockets=[listener])
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket at ``port``, or at the next free one.
+
+    Raises:
+        OSError: the address is not this machine's, or no port is free.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    last = min(65_535, port + PORTS_TRIED)
+    for candidate in range(port, last + 1):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Without it, a restarted server would find its own port taken for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host.strip("[]"), candidate))
+            listener.listen(512)
+        except OSError as error:
+            listener.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise OSError(f"--host {host}: this machine cannot listen there ({error}).") from error
+            continue
+        return listener
+    raise OSError(f"No port from {port} to {last} is free; give another --port.")
+
+
+def _open_browser(address: str) -> None:
+    """In the background: a browser that is slow to come must not hold the server up."""
+    import threading
+    import webbrowser
+
+    threading.Timer(0.5, webbrowser.open, [address]).start()

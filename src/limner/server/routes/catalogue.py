@@ -1,0 +1,214 @@
+"""What a new run can be made of: settings, presets, corpora, data sets; and whether the server is well."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from limner import __version__
+from limner.server import verbs
+from limner.server.errors import Refusal, responses
+from limner.server.launcher import resolve_device
+from limner.server.security import session_cookie
+
+router = APIRouter(prefix="/api", tags=["catalogue"])
+DATASETS_SECONDS = 60.0
+
+
+class Health(BaseModel):
+    status: str
+    version: str
+    time: float | None = None
+    runs_dir: str | None = None
+    models_dir: str | None = None
+    demo: bool | None = None
+    device: dict[str, Any] | None = None
+    limits: dict[str, int] | None = None
+    allow_urls: bool | None = None
+
+
+class Session(BaseModel):
+    authenticated: bool
+
+
+class SignIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    token: str = Field(max_length=500)
+
+
+class Preset(BaseModel):
+    verb: str
+    name: str
+    label: str
+    description: str
+    config: dict[str, Any]
+    """Settings to put into the form."""
+
+
+class Presets(BaseModel):
+    presets: list[Preset]
+
+
+class Source(BaseModel):
+    name: str
+    description: str
+    bytes: int | None
+    available: bool
+    """It is on this machine; else it is fetched when it is used."""
+
+
+class Corpora(BaseModel):
+    corpora: list[Source]
+
+
+class DataSets(BaseModel):
+    datasets: list[Source]
+
+
+@router.get("/health", response_model=Health, response_model_exclude_none=True)
+async def health(request: Request) -> Health:
+    """Public: that the server is there. More for those who are signed in."""
+    if not request.scope.get("limner_signed_in"):
+        return Health(status="ok", version=__version__)
+    config = request.app.state.config
+    return Health(
+        status="ok",
+        version=__version__,
+        time=time.time(),
+        runs_dir=str(request.app.state.runs.runs_dir),
+        models_dir=str(config.models_dir) if config.models_dir else None,
+        demo=config.demo,
+        device={
+            "name": resolve_device("auto"),
+            "cores": os.cpu_count() or 1,
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+        limits={"upload_bytes": config.max_upload_mb * 1_000_000, "pixels": config.max_megapixels * 1_000_000},
+        allow_urls=config.allow_urls,
+    )
+
+
+@router.get("/session", response_model=Session)
+async def session(request: Request) -> Session:
+    """Public: whether this browser is signed in."""
+    return Session(authenticated=bool(request.scope.get("limner_signed_in")))
+
+
+@router.post("/session", status_code=204, responses=responses())
+async def sign_in(request: Request, body: SignIn) -> Response:
+    """Exchanges the token for the cookie."""
+    if not request.app.state.is_token(body.token):
+        raise Refusal("unauthorized", "That is not this server's token; it stands in the address that it printed.")
+    return Response(status_code=204, headers={"set-cookie": session_cookie(request.scope)})
+
+
+@router.delete("/session", status_code=204, responses=responses())
+async def sign_out(request: Request) -> Response:
+    """Forgets the cookie."""
+    return Response(status_code=204, headers={"set-cookie": session_cookie(request.scope, clear=True)})
+
+
+@router.get("/schemas", responses=responses())
+async def schemas() -> dict[str, Any]:
+    """The JSON Schema of every verb that makes runs; a field's description is its help."""
+    return {verb: verbs.schema(verb) for verb in verbs.available()}
+
+
+@router.get("/schemas/{verb}", responses=responses(404))
+async def schema(verb: str) -> dict[str, Any]:
+    """The JSON Schema of one verb's settings."""
+    if verb not in verbs.available():
+        known = ", ".join(verbs.available())
+        raise Refusal("not_found", f"'{verb[:50]}' makes no runs here; there are: {known}.", field="verb")
+    return verbs.schema(verb)
+
+
+@router.get("/presets", response_model=Presets, responses=responses())
+async def presets() -> Presets:
+    """Ready-made settings."""
+    return Presets(presets=[Preset(**preset) for preset in verbs.presets()])
+
+
+@router.get("/corpora", response_model=Corpora, responses=responses())
+async def corpora() -> Corpora:
+    """Texts that a GPT can learn from, by name; files, folders and hub ids can be given as well."""
+    return Corpora(corpora=await asyncio.to_thread(_corpora))
+
+
+@router.get("/datasets", response_model=DataSets, responses=responses())
+async def datasets(request: Request) -> DataSets:
+    """Captioned pictures that a captioner can learn from, by name."""
+    return DataSets(datasets=await _datasets(request))
+
+
+def _corpora() -> list[Source]:
+    try:
+        from limner.data.corpora import CORPORA
+    except ImportError:
+        return []
+    found = []
+    for name, load in CORPORA.items():
+        cached = Path("cache") / "corpora" / f"{name}.txt"
+        size = cached.stat().st_size if cached.is_file() else None
+        made_here = name in ("tiny", "scenes")
+        text = (inspect.getdoc(load) or "").split("\n\n")[0].replace("\n", " ")
+        found.append(Source(name=name, description=text, bytes=size, available=made_here or size is not None))
+    return found
+
+
+_known_datasets: list[Source] = []
+
+
+async def _datasets(request: Request) -> list[Source]:
+    """As `limner data list --json` tells them: a process of its own loads what the server must not."""
+    if _known_datasets:
+        return _known_datasets
+    process = await asyncio.create_subprocess_exec(
+        *request.app.state.launcher.command,
+        *("data", "list", "--json"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), DATASETS_SECONDS)
+    except TimeoutError:
+        process.kill()
+        raise Refusal("timeout", "`limner data list` took too long.") from None
+    found = [_dataset(entry) for entry in _objects(output.decode("utf-8", "replace"))]
+    _known_datasets.extend(found)
+    return found
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """JSON objects: one a line, or one list of them."""
+    try:
+        whole = json.loads(text)
+        listed = whole if isinstance(whole, list) else [whole]
+    except ValueError:
+        listed = []
+        for line in text.splitlines():
+            try:
+                listed.append(json.loads(line))
+            except ValueError:
+                continue
+    return [entry for entry in listed if isinstance(entry, dict) and entry.get("name")]
+
+
+def _dataset(entry: dict[str, Any]) -> Source:
+    size = entry.get("bytes")
+    return Source(
+        name=str(entry["name"]),
+        description=str(entry.get("description") or entry.get("what") or ""),
+        bytes=size if isinstance(size, int) else None,
+        available=bool(size) or bool(entry.get("available")),
+    )
