@@ -18,11 +18,13 @@ export const runsQuery = queryOptions({
 export const runQuery = (id: string) =>
   queryOptions({ queryKey: ["run", id], queryFn: ({ signal }) => get<RunDetail>(runPath(id), signal) });
 
-export const samplesQuery = (id: string) =>
+/** `opening` names the page's socket to the run: later samples come over it, so an older answer must not be kept. */
+export const samplesQuery = (id: string, opening: string) =>
   queryOptions({
-    queryKey: ["run", id, "samples"],
-    queryFn: ({ signal }) => get<Samples>(`${runPath(id)}/samples`, signal),
-    staleTime: Number.POSITIVE_INFINITY, // live samples come over the socket
+    queryKey: ["run", id, "samples", opening],
+    queryFn: ({ signal }) => get<Samples>(`${runPath(id)}/samples?limit=20000`, signal),
+    staleTime: Number.POSITIVE_INFINITY,
+    gcTime: 0,
   });
 
 export const checkpointsQuery = (id: string) =>

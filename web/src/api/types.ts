@@ -178,9 +178,11 @@ export interface Plan {
 export interface Preset {
   verb: string;
   name: string;
-  label: string;
-  description: string;
+  label?: string;
+  description?: string;
   config: Record<string, unknown>;
+  /** The settings that the preset stands for, where it names them. */
+  gives?: Record<string, unknown>;
 }
 
 export interface CatalogueEntry {

@@ -7,6 +7,8 @@ import { LiveTable } from "./table";
 /** Rows of live metrics above which the charts ask the server for a fresh base, and the rows are let go. */
 export const MANY_ROWS = 30_000;
 
+let openings = 0;
+
 export class RunStore {
   readonly metrics = new LiveTable();
   readonly validation = new LiveTable();
@@ -20,6 +22,8 @@ export class RunStore {
   version = 0;
   readonly feed: Feed;
   readonly id: string;
+  /** Tells one opening of a run from the next: a base fetched for another store may be older than this one. */
+  readonly key = ++openings;
   private readonly listeners = new Set<() => void>();
   private readonly eventListeners = new Set<(event: RunEvent) => void>();
 

@@ -1,1 +1,199 @@
-export default function Stub(_: { id?: string; view?: string }) { return <p>soon</p>; }
+import { Button, SegmentedControl, TextInput } from "@mantine/core";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMemo, useState } from "react";
+import { useLocation } from "wouter";
+import { ApiError, send } from "../../api/client";
+import { corporaQuery, datasetsQuery, presetsQuery, runQuery, schemasQuery } from "../../api/queries";
+import type { Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
+import { Icon } from "../../ui/icons";
+import { Failure, Waiting } from "../../ui/pieces";
+import { say, sayError } from "../../ui/toast";
+import { useUrl } from "../../ui/url";
+import { FieldInput } from "./field-input";
+import { SECTIONS, fieldsOf, same, type Field } from "./fields";
+import { SchedulePreview } from "./schedule-preview";
+import { scheduleOf } from "./schedule";
+import { useCheck } from "./use-check";
+import { PlanCard, plannedSteps } from "./plan-card";
+import "./new-run.css";
+
+const VERBS: Record<string, string> = { pretrain: "Pretrain a GPT", train: "Train a captioner" };
+
+export default function NewRun() {
+  const schemas = useQuery(schemasQuery);
+  const [url] = useUrl();
+  const from = url.get("from");
+  const model = useQuery({ ...runQuery(from ?? ""), enabled: from !== null });
+  if (schemas.error) return <Failure error={schemas.error} what="The settings cannot be read." />;
+  if (!schemas.data || (from !== null && model.isPending)) return <Waiting what="Reading the settings …" />;
+  const verbs = Object.keys(schemas.data);
+  const verb = url.get("verb") ?? model.data?.verb ?? verbs[0] ?? "";
+  const schema = schemas.data[verb];
+  if (!schema) return <p className="empty">This installation has no verb “{verb}” that makes runs.</p>;
+  const given = model.data && model.data.verb === verb ? ((model.data.config.config ?? model.data.config) as Record<string, unknown>) : {};
+  return <Form key={`${verb}/${from}`} verb={verb} verbs={verbs} schema={schema} given={given} />;
+}
+
+interface FormProps {
+  verb: string;
+  verbs: string[];
+  schema: SchemaNode;
+  /** The settings of the run that this one is to be like. */
+  given: Record<string, unknown>;
+}
+
+function Form({ verb, verbs, schema, given }: FormProps) {
+  const [url, setUrl] = useUrl();
+  const [, navigate] = useLocation();
+  const client = useQueryClient();
+  const fields = useMemo(() => fieldsOf(schema), [schema]);
+  const changes = useMemo(() => ({ ...differing(fields, schema, given), ...readChanges(url.get("c")) }), [fields, schema, given, url]);
+  const [name, setName] = useState("");
+  const [sought, setSought] = useState("");
+  const [refused, setRefused] = useState<Problem[]>([]);
+  const body = useMemo(() => ({ verb, config: changes, ...(name ? { name } : {}) }), [verb, changes, name]);
+  const check = useCheck(body);
+  const plan = useMutation({ mutationFn: () => send<Plan>("POST", "/api/runs/plan", body), onError: sayError });
+  const start = useMutation({
+    mutationFn: () => send<RunSummary>("POST", "/api/runs", body),
+    onSuccess: (run) => {
+      void client.invalidateQueries({ queryKey: ["runs"] });
+      say(run.status === "queued" ? `${run.id} waits for its turn.` : `${run.id} begins.`);
+      navigate(`/runs/${encodeURIComponent(run.id)}`);
+    },
+    onError: (error) => {
+      setRefused(error instanceof ApiError ? error.problems : []);
+      sayError(error);
+    },
+  });
+  const set = (field: Field, value: unknown): void => {
+    const next: Record<string, unknown> = { ...changes, [field.name]: value };
+    if (same(value, field.fallback) && !(field.name in given)) delete next[field.name];
+    setRefused([]);
+    setUrl({ c: Object.keys(next).length ? JSON.stringify(next) : null });
+  };
+  const resolved = { ...Object.fromEntries(fields.map((field) => [field.name, field.fallback])), ...changes, ...check.data?.config };
+  const problems = refused.length ? refused : (check.data?.problems ?? []);
+  const problemOf = (field: string): string | undefined => problems.find((problem) => problem.field === `config.${field}`)?.message;
+  const known = new Set(fields.map((field) => `config.${field.name}`));
+  const general = problems.filter((problem) => !known.has(problem.field) && problem.field !== "name");
+  return (
+    <form
+      className="new-run"
+      onSubmit={(event) => {
+        event.preventDefault();
+        start.mutate();
+      }}
+    >
+      <div className="form">
+        <div className="spread">
+          <h1>New run</h1>
+          {verbs.length > 1 && (
+            <SegmentedControl aria-label="What to train" value={verb} onChange={(next) => setUrl({ verb: next, c: null, from: null })} data={verbs.map((value) => ({ value, label: VERBS[value] ?? value }))} />
+          )}
+        </div>
+        <Presets verb={verb} changes={changes} onChoose={(config) => setUrl({ c: JSON.stringify({ ...changes, ...config }) })} />
+        <div className="row names">
+          <TextInput label="Name" description="Its folder; unset: verb, data and date" value={name} onChange={(event) => setName(event.currentTarget.value)} error={problems.find((problem) => problem.field === "name")?.message} spellCheck={false} />
+          <TextInput label="Find a setting" description="By its name or its meaning" value={sought} onChange={(event) => setSought(event.currentTarget.value)} leftSection={<Icon name="search" size={14} />} />
+        </div>
+        <Sections fields={fields} sought={sought} values={{ ...resolved, ...changes }} problemOf={problemOf} onChange={set} />
+      </div>
+      <aside>
+        <section className="card" aria-label="Begin">
+          {general.map((problem) => (
+            <div key={problem.field + problem.message} className="notice bad" role="alert">{problem.message}</div>
+          ))}
+          {check.error && <div className="notice bad" role="alert">{check.error.message}</div>}
+          <pre className="command" tabIndex={0} aria-label="The same as a command">{check.data?.command ?? `limner ${verb} …`}</pre>
+          <div className="row">
+            <Button type="submit" size="sm" loading={start.isPending} disabled={check.data?.valid === false}>Start</Button>
+            <Button variant="default" size="sm" leftSection={<Icon name="copy" size={14} />} disabled={!check.data?.command} onClick={() => void navigator.clipboard.writeText(check.data?.command ?? "").then(() => say("Command copied."), sayError)}>
+              Copy as command
+            </Button>
+          </div>
+        </section>
+        <PlanCard plan={plan.data} pending={plan.isPending} disabled={check.data?.valid === false} onPlan={() => plan.mutate()} />
+        <SchedulePreview config={resolved} schedule={scheduleOf(resolved, plannedSteps(plan.data))} />
+      </aside>
+    </form>
+  );
+}
+
+interface SectionsProps {
+  fields: Field[];
+  sought: string;
+  values: Record<string, unknown>;
+  problemOf: (field: string) => string | undefined;
+  onChange: (field: Field, value: unknown) => void;
+}
+
+function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps) {
+  const { data: corpora } = useQuery(corporaQuery);
+  const { data: datasets } = useQuery(datasetsQuery);
+  const suggestions: Record<string, string[]> = {
+    corpus: corpora?.map((entry) => entry.name) ?? [],
+    dataset: datasets?.map((entry) => entry.name) ?? [],
+  };
+  const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
+  const matches = (field: Field): boolean => words.every((word) => `${field.label} ${field.name} ${field.help}`.toLowerCase().includes(word));
+  return (
+    <>
+      {SECTIONS.map((section) => {
+        const own = fields.filter((field) => field.section === section && matches(field));
+        if (!own.length) return null;
+        const changed = own.filter((field) => !same(values[field.name], field.fallback)).length;
+        const wrong = own.some((field) => problemOf(field.name));
+        const open = words.length > 0 || wrong || section === "Data" || section === "Optimization";
+        return (
+          <details key={section} className="card" open={open}>
+            <summary>
+              {section} <span className="dim num">{own.length}{changed > 0 && `, ${changed} changed`}</span>
+            </summary>
+            <div className="fields">
+              {own.map((field) => (
+                <FieldInput key={field.name} field={field} value={values[field.name]} problem={problemOf(field.name)} suggestions={suggestions[field.name] ?? []} onChange={(value) => onChange(field, value)} />
+              ))}
+            </div>
+          </details>
+        );
+      })}
+    </>
+  );
+}
+
+function Presets({ verb, changes, onChoose }: { verb: string; changes: Record<string, unknown>; onChoose: (config: Record<string, unknown>) => void }) {
+  const { data } = useQuery(presetsQuery);
+  const own = data?.filter((preset) => preset.verb === verb) ?? [];
+  if (!own.length) return null;
+  const chosen = (config: Record<string, unknown>): boolean => Object.entries(config).every(([key, value]) => same(changes[key], value));
+  return (
+    <div className="presets" role="group" aria-label="Presets">
+      {own.map((preset) => (
+        <button key={preset.name} type="button" aria-pressed={chosen(preset.config)} onClick={() => onChoose(preset.config)}>
+          <b>{preset.label ?? preset.name}</b>
+          <span>{preset.description ?? describe(preset.gives)}</span>
+        </button>
+      ))}
+    </div>
+  );
+}
+
+function describe(gives: Record<string, unknown> | undefined): string {
+  return Object.entries(gives ?? {}).map(([key, value]) => (typeof value === "string" ? value.split("/").pop() : `${key.replaceAll("_", " ")} ${String(value)}`)).join(" + ");
+}
+
+/** The settings of another run that are not the defaults. */
+function differing(fields: Field[], schema: SchemaNode, given: Record<string, unknown>): Record<string, unknown> {
+  const names = new Set([...fields.map((field) => field.name), "preset"]);
+  return Object.fromEntries(Object.entries(given).filter(([name, value]) => names.has(name) && !same(value, schema.properties?.[name]?.default)));
+}
+
+function readChanges(text: string | null): Record<string, unknown> {
+  if (!text) return {};
+  try {
+    return JSON.parse(text) as Record<string, unknown>;
+  } catch {
+    return {}; // an address cut off in mid-word is an empty form, not a broken page
+  }
+}

@@ -1,1 +1,65 @@
-export default function Stub(_: { id?: string; view?: string }) { return <p>soon</p>; }
+import { Select } from "@mantine/core";
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "wouter";
+import { healthQuery, modelsQuery, runsQuery } from "../../api/queries";
+import { formatBytes, formatCount } from "../../format";
+import { Failure, Waiting } from "../../ui/pieces";
+import { useUrl } from "../../ui/url";
+import { LiveText } from "./live";
+import { Pictures } from "./pictures";
+import { Text } from "./text";
+import "./playground.css";
+
+/** Models on disk, and active runs, whose weights answer as they are now. */
+export default function Playground() {
+  const models = useQuery(modelsQuery);
+  const { data: listed } = useQuery(runsQuery);
+  const { data: health } = useQuery(healthQuery);
+  const [url, setUrl] = useUrl();
+  if (models.error) return <Failure error={models.error} what="The models cannot be listed." />;
+  if (!models.data) return <Waiting what="Looking for models …" />;
+  const live = (listed?.runs ?? []).filter((run) => run.actions.includes("sample") && run.kind);
+  const choices = [
+    { group: "Live weights of runs at work", items: live.map((run) => ({ value: `live:${run.id}`, label: `${run.id} · step ${formatCount(run.step)}` })) },
+    { group: "Language models", items: models.data.models.filter((model) => model.kind === "text").map(option) },
+    { group: "Captioners", items: models.data.models.filter((model) => model.kind === "caption").map(option) },
+  ].filter((group) => group.items.length);
+  const asked = url.get("model") ?? choices[0]?.items[0]?.value ?? null;
+  const entry = models.data.models.find((model) => model.id === asked);
+  const run = live.find((candidate) => `live:${candidate.id}` === asked);
+  return (
+    <>
+      <div className="spread" style={{ marginBottom: 14 }}>
+        <h1>Playground</h1>
+        {choices.length > 0 && (
+          <Select className="model-choice" aria-label="Model" data={choices} value={entry || run ? asked : null} placeholder={asked ?? "Choose a model"} searchable onChange={(value) => value && setUrl({ model: value })} />
+        )}
+      </div>
+      {!choices.length && (
+        <div className="card empty">
+          <h2>No model yet</h2>
+          <p>A finished run, a checkpoint, or a run at work can be tried here.</p>
+          <p style={{ marginTop: 10 }}><Link href="/new">New run</Link></p>
+        </div>
+      )}
+      {choices.length > 0 && asked && !entry && !run && (
+        <div className="notice">The model <code>{asked}</code> is not there (any more). Choose another one.</div>
+      )}
+      {entry && (
+        <p className="dim num about-model">
+          {entry.parameters !== null && `${formatCount(entry.parameters)} parameters, `}
+          {formatBytes(entry.bytes)}
+          {entry.run && <> · from <Link href={`/runs/${encodeURIComponent(entry.run)}`}>{entry.run}</Link></>}
+          {entry.loaded && " · in memory"}
+        </p>
+      )}
+      {entry?.kind === "text" && <Text key={entry.id} model={entry.id} />}
+      {entry?.kind === "caption" && <Pictures key={entry.id} model={entry.id} health={health} />}
+      {run && <LiveText key={run.id} run={run} />}
+    </>
+  );
+}
+
+function option(model: { id: string; label: string }): { value: string; label: string } {
+  return { value: model.id, label: model.label };
+}

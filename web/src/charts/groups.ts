@@ -1,0 +1,88 @@
+// Which charts a run has: named ones in a fixed order, then one for every metric that nobody foresaw.
+import { metricName } from "../format";
+import type { LineKey } from "./book";
+
+export interface ChartLine extends LineKey {
+  label: string;
+  color: string;
+  dots?: boolean;
+  dash?: number[];
+}
+
+export interface ChartSpec {
+  id: string;
+  title: string;
+  unit: string;
+  lines: ChartLine[];
+  /** Draw the raw points as a shadow behind the smoothed line. */
+  smoothed: boolean;
+  stacked?: boolean;
+  references?: boolean;
+}
+
+const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+
+/** Counters and the like: shown elsewhere, or of no interest as a curve. */
+const NO_CHART = /^(epoch|tokens|captions|eta_seconds|step|attempt|seconds|validation\/seconds|evaluated_step)$/;
+
+/** The charts for these metrics (names as /series knows them: validation metrics begin with "validation/"). */
+export function chartsFor(names: Iterable<string>): ChartSpec[] {
+  const left = new Set([...names].filter((name) => !NO_CHART.test(name)));
+  const take = (pattern: RegExp): string[] => {
+    const found = [...left].filter((name) => pattern.test(name)).sort();
+    for (const name of found) left.delete(name);
+    return found;
+  };
+  const loss = take(/^(loss|validation\/(eval_)?loss)$/);
+  const charts: (ChartSpec | null)[] = [
+    spec("loss", "Loss", "nats per token", loss, { smoothed: true, references: true }),
+    spec("perplexity", "Perplexity", "", loss, { smoothed: true, transform: "exp" }),
+    spec("bits", "Bits per byte", "", take(/^(validation\/)?bits_per_byte$/), { smoothed: true }),
+    learningRate(take(/^learning_rates?(\.|$)/)),
+    spec("gradient", "Gradient norm", "", take(/^(gradient|grad)_norm/), { smoothed: true }),
+    spec("rate", "Throughput", "per second", take(/_per_second$/), { smoothed: true }),
+    spec("time", "Time of a step", "seconds", take(/^(seconds|time)\./), { smoothed: false, stacked: true }),
+    spec("memory", "Memory", "MB", take(/memory|gpu_.*mb$/), { smoothed: false }),
+    spec("mfu", "Share of the machine's peak", "", take(/^mfu$/), { smoothed: true }),
+  ];
+  for (const name of [...left].sort()) charts.push(spec(name, metricName(name), "", [name], { smoothed: !name.startsWith("validation/") }));
+  return charts.filter((chart) => chart !== null);
+}
+
+function spec(
+  id: string,
+  title: string,
+  unit: string,
+  names: string[],
+  options: { smoothed: boolean; stacked?: boolean; references?: boolean; transform?: "exp" },
+): ChartSpec | null {
+  if (!names.length) return null;
+  const { transform, ...rest } = options;
+  const lines = names.map((name, index): ChartLine => {
+    const validation = name.startsWith("validation/");
+    return {
+      table: validation ? "validation" : "metrics",
+      key: validation ? name.slice("validation/".length) : name,
+      label: label(id, name),
+      color: COLORS[index % COLORS.length] as string,
+      dots: validation,
+      ...(transform ? { transform } : {}),
+    };
+  });
+  return { id, title: title.charAt(0).toUpperCase() + title.slice(1), unit, lines, ...rest };
+}
+
+function label(chart: string, name: string): string {
+  if (chart === "loss" || chart === "perplexity" || chart === "bits") return name.startsWith("validation/") ? "validation" : "training";
+  if (chart === "rate") return name.replace(/_per_second$/, "/s");
+  if (chart === "time") return name.split(".").slice(1).join(" ");
+  if (chart === "memory") return name.replace(/_mb$/, "").replace(/^memory$/, "process").replace("gpu_memory", "GPU").replaceAll("_", " ");
+  if (chart === "rates") return name.split(".").slice(1).join(" ") || "learning rate";
+  return metricName(name);
+}
+
+/** Groups with their own rates are told apart; a single group says no more than the one learning rate. */
+function learningRate(names: string[]): ChartSpec | null {
+  const groups = names.filter((name) => name.includes("."));
+  return spec("rates", "Learning rate", "", groups.length > 1 ? groups : names.filter((name) => !name.includes(".")), { smoothed: false });
+}

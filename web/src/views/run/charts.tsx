@@ -1,0 +1,260 @@
+import { Button, SegmentedControl, Slider, Switch } from "@mantine/core";
+import { keepPreviousData, useQuery } from "@tanstack/react-query";
+import { useCallback, useEffect, useMemo, useState } from "react";
+import { get, runPath } from "../../api/client";
+import type { Series } from "../../api/types";
+import { LineBook, type XAxis } from "../../charts/book";
+import { Chart, type ChartModel } from "../../charts/chart";
+import { useHeldStep } from "../../charts/cursor";
+import { chartsFor, type ChartSpec } from "../../charts/groups";
+import type { PlotContent } from "../../charts/plot";
+import { formatInteger, toNumber } from "../../format";
+import { MANY_ROWS, type RunStore } from "../../live/run-store";
+import { Failure, Waiting } from "../../ui/pieces";
+import { useUrl } from "../../ui/url";
+import { useRun, useStoreTicks } from "./context";
+import { SamplesAtCursor } from "./samples-at-cursor";
+import { Warnings } from "./warnings";
+
+const BUCKETS = 700;
+/** A table with fewer rows is wholly there: zooming asks for nothing. */
+const ALL_THERE = 2_500;
+
+type Window = [number, number] | null;
+
+export function Charts() {
+  const { id, detail, store, cursor } = useRun();
+  useStoreTicks(store, 1_000);
+  const [url, setUrl] = useUrl();
+  const unit = detail.unit ?? "tokens";
+  const x = xAxis(url.get("x"), unit);
+  const smoothing = Number(url.get("smooth") ?? 0.6);
+  const logX = url.has("logx");
+  const logged = (url.get("logy") ?? "").split(",").filter(Boolean);
+  const [window, setWindow] = useWindow(url, setUrl);
+  const names = useNames(store, detail.metrics);
+  const specs = useMemo(() => chartsFor(names), [names]);
+  const series = useSeries(id, store, specs, x, window);
+  const book = useMemo(
+    () => (series.data ? new LineBook(store, series.data, series.data.x as XAxis, smoothing) : null),
+    [store, series.data, smoothing],
+  );
+  const held = useHeldStep(cursor);
+  if (series.error) return <Failure error={series.error} what="The curves cannot be read." />;
+  if (!specs.length)
+    return <Waiting what={detail.status === "queued" ? "This run waits for its turn." : "No measurement yet. Curves appear with the first step."} />;
+  if (!book) return <Waiting what="Reading the curves …" />;
+  const origin = book.x === "time" ? (detail.started ?? detail.created) : null;
+  const toggleLog = (chart: string): void => {
+    const next = logged.includes(chart) ? logged.filter((other) => other !== chart) : [...logged, chart];
+    setUrl({ logy: next.join(",") || null });
+  };
+  return (
+    <>
+      <div className="chart-bar">
+        <SegmentedControl
+          aria-label="Horizontal axis"
+          value={x}
+          onChange={(value) => {
+            setWindow(null);
+            setUrl({ x: value === "step" ? null : value, from: null, to: null });
+          }}
+          data={[
+            { value: "step", label: "Step" },
+            { value: unit, label: unit === "tokens" ? "Tokens" : "Captions" },
+            { value: "time", label: "Time" },
+            { value: "epoch", label: "Epoch" },
+          ]}
+        />
+        <div className="smoothing">
+          <span id="smoothing">Smoothing</span>
+          <Slider
+            thumbProps={{ "aria-labelledby": "smoothing" }}
+            min={0}
+            max={0.99}
+            step={0.01}
+            label={(value) => value.toFixed(2)}
+            defaultValue={smoothing}
+            onChangeEnd={(value) => setUrl({ smooth: value === 0.6 ? null : String(value) })}
+          />
+        </div>
+        <Switch label="Log x" checked={logX} disabled={x === "time"} onChange={() => setUrl({ logx: logX ? null : "1" })} />
+        <div className="row end">
+          {held !== null && (
+            <button type="button" className="held num" onClick={() => cursor.hold(null)} title="Let the cursor go (Esc)">
+              step {formatInteger(held)} held ×
+            </button>
+          )}
+          <Button variant="default" disabled={!window} onClick={() => setWindow(null)}>
+            Show all
+          </Button>
+        </div>
+      </div>
+      <Warnings />
+      <div className="charts">
+        {specs.map((spec, index) => (
+          <RunChart
+            key={spec.id}
+            spec={spec}
+            book={book}
+            tall={index === 0}
+            logX={logX}
+            logY={logged.includes(spec.id)}
+            onLogY={() => toggleLog(spec.id)}
+            window={window}
+            onWindow={setWindow}
+            timeOrigin={origin}
+          />
+        ))}
+        <SamplesAtCursor />
+      </div>
+    </>
+  );
+}
+
+interface RunChartProps {
+  spec: ChartSpec;
+  book: LineBook;
+  tall: boolean;
+  logX: boolean;
+  logY: boolean;
+  onLogY: () => void;
+  window: Window;
+  onWindow: (window: Window) => void;
+  timeOrigin: number | null;
+}
+
+function RunChart({ spec, book, ...rest }: RunChartProps) {
+  const { store, detail, cursor } = useRun();
+  const model = useMemo((): ChartModel => {
+    const content = (): PlotContent => ({
+      lines: spec.lines.map((line) => ({
+        id: `${line.table}/${line.key}`,
+        label: line.label,
+        color: line.color,
+        dots: line.dots ?? false,
+        parts: book.tracks(line).map(({ raw, smooth, marks }) => ({
+          raw,
+          smooth: (spec.smoothed || spec.stacked) && line.table === "metrics" ? smooth : null,
+          marks,
+        })),
+      })),
+      references: spec.references ? references(detail.start) : [],
+      ...interruptions(book, detail),
+      range: book.range(),
+      stacked: spec.stacked ?? false,
+    });
+    const points = (): { shown: number; total: number } => {
+      const line = spec.lines[0];
+      if (!line) return { shown: 0, total: 0 };
+      const tracks = book.tracks(line);
+      if (!tracks.some((track) => track.reduced)) return { shown: 0, total: 0 };
+      return { shown: tracks.reduce((sum, track) => sum + track.raw.x.length, 0), total: book.total(line.table) };
+    };
+    return { content, points, subscribe: store.subscribe, stepAt: (x) => book.stepAt(x), xAt: (step) => book.xAt(step) };
+  }, [spec, book, detail, store]);
+  const legend = spec.lines.map(({ label, color }) => ({ label, color }));
+  return <Chart id={spec.id} title={spec.title} unit={spec.unit} legend={legend} model={model} cursor={cursor} xName={book.x} {...rest} />;
+}
+
+/** Attempts and pauses on the current axis. */
+function interruptions(book: LineBook, detail: ReturnType<typeof useRun>["detail"]): Pick<PlotContent, "starts" | "pauses"> {
+  const time = book.x === "time";
+  return {
+    starts: detail.attempts
+      .filter(({ attempt, first_step }) => attempt > 1 && Number.isFinite(first_step))
+      .map(({ attempt, started, first_step }) => ({ x: time ? started : book.xAt(first_step), label: `attempt ${attempt}` })),
+    pauses: detail.pauses.map(({ from, to, step }) => {
+      const x = time ? from : book.xAt(step);
+      return { from: x, to: time ? (to ?? Date.now() / 1000) : x };
+    }),
+  };
+}
+
+function references(start: Record<string, unknown> | null): PlotContent["references"] {
+  const lines = (start?.reference_lines ?? {}) as Record<string, unknown>;
+  return Object.entries(lines).flatMap(([label, value]) => {
+    const number = toNumber(value);
+    return number === null ? [] : [{ label, value: number }];
+  });
+}
+
+function xAxis(asked: string | null, unit: string): XAxis {
+  return asked === "time" || asked === "epoch" || asked === unit ? (asked as XAxis) : "step";
+}
+
+/** Every metric that the server or the socket has named. A name that only the socket knows is asked for anew. */
+function useNames(store: RunStore, known: string[]): string[] {
+  const live = [
+    ...store.metrics.columns.keys(),
+    ...[...store.validation.columns.keys()].map((key) => `validation/${key}`),
+  ];
+  const all = [...new Set([...known, ...live])].sort().join("\n");
+  return useMemo(() => (all ? all.split("\n") : []), [all]);
+}
+
+function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, window: Window) {
+  const [epoch, setEpoch] = useState(0); // grows when so many live rows are held that a fresh base is cheaper
+  const names = specs.flatMap(({ lines }) => lines.map(({ table, key }) => (table === "validation" ? `validation/${key}` : key)));
+  const wanted = [...new Set([...names, ...(x === "step" ? [] : ["step"])])].sort().join(",");
+  const whole = useQuery({
+    queryKey: ["run", id, "series", x, wanted, null, store.key, store.skips, epoch],
+    queryFn: ({ signal }) => fetchSeries(id, x, wanted, null, signal),
+    staleTime: Number.POSITIVE_INFINITY,
+    gcTime: 0,
+    enabled: specs.length > 0,
+    placeholderData: keepPreviousData,
+  });
+  const rows = (whole.data?.tables.metrics?.total ?? 0) + store.metrics.rows;
+  const settled = useSettled(window, 150);
+  const detail = useQuery({
+    queryKey: ["run", id, "series", x, wanted, settled, store.key, store.skips, epoch],
+    queryFn: ({ signal }) => fetchSeries(id, x, wanted, settled, signal),
+    enabled: settled !== null && rows > ALL_THERE,
+    staleTime: Number.POSITIVE_INFINITY,
+    gcTime: 0,
+    placeholderData: keepPreviousData,
+  });
+  const base = settled && rows > ALL_THERE ? (detail.data ?? whole.data) : whole.data;
+  useEffect(() => {
+    if (store.metrics.rows > MANY_ROWS && !whole.isFetching) setEpoch((count) => count + 1);
+  }, [store.metrics.rows, store, whole.isFetching]);
+  useEffect(() => {
+    if (epoch > 0 && whole.data && !whole.isPlaceholderData) store.metrics.dropThrough(whole.data.to_seq);
+  }, [whole.data, epoch, store, whole.isPlaceholderData]);
+  return { data: base, error: whole.error };
+}
+
+function fetchSeries(id: string, x: XAxis, metrics: string, window: Window, signal: AbortSignal): Promise<Series> {
+  const query = new URLSearchParams({ metrics, x, points: String(BUCKETS) });
+  if (window) {
+    const margin = (window[1] - window[0]) / 2; // room to move before the next answer
+    query.set("from", String(window[0] - margin));
+    query.set("to", String(window[1] + margin));
+  }
+  return get<Series>(`${runPath(id)}/series?${query}`, signal);
+}
+
+function useSettled<T>(value: T, ms: number): T {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), ms);
+    return () => clearTimeout(timer);
+  }, [value, ms]);
+  return settled;
+}
+
+/** The zoomed range: at once on the charts, a moment later in the address. */
+function useWindow(url: URLSearchParams, setUrl: ReturnType<typeof useUrl>[1]): [Window, (window: Window) => void] {
+  const [window, setWindow] = useState<Window>(() => {
+    const [from, to] = [Number(url.get("from") ?? Number.NaN), Number(url.get("to") ?? Number.NaN)];
+    return from < to ? [from, to] : null;
+  });
+  const settled = useSettled(window, 400);
+  useEffect(() => {
+    const name = (value: number | undefined): string | null => (value === undefined ? null : String(Number(value.toPrecision(12))));
+    setUrl({ from: name(settled?.[0]), to: name(settled?.[1]) });
+  }, [settled, setUrl]);
+  const set = useCallback((next: Window) => setWindow(next), []);
+  return [window, set];
+}

@@ -1,0 +1,97 @@
+import { useQueryClient } from "@tanstack/react-query";
+import { createContext, useContext, useEffect, useRef, useState, useSyncExternalStore } from "react";
+import { runQuery } from "../../api/queries";
+import type { RunDetail, RunSummary } from "../../api/types";
+import { Cursor } from "../../charts/cursor";
+import type { Connection } from "../../live/feed";
+import { RunStore } from "../../live/run-store";
+
+/** What all parts of a run's view share. */
+export interface RunContextValue {
+  id: string;
+  detail: RunDetail;
+  store: RunStore;
+  cursor: Cursor;
+}
+
+export const RunContext = createContext<RunContextValue | null>(null);
+
+export function useRun(): RunContextValue {
+  const value = useContext(RunContext);
+  if (!value) throw new Error("useRun outside of a run's view");
+  return value;
+}
+
+/** The run's newest summary: what the socket said last, else what the list or the detail said. */
+export function useSummary(): RunSummary {
+  const { store, detail } = useRun();
+  return useSyncExternalStore(store.subscribe, () => store.run) ?? detail;
+}
+
+export function useConnection(): Connection {
+  const { store } = useRun();
+  return useSyncExternalStore(store.subscribe, () => store.connection);
+}
+
+/** Renders again after changes of the store, at most every `ms`. */
+export function useStoreTicks(store: RunStore, ms: number): void {
+  const [, tick] = useState(0);
+  useEffect(() => {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const end = store.subscribe(() => {
+      timer ??= setTimeout(() => {
+        timer = undefined;
+        tick((count) => count + 1);
+      }, ms);
+    });
+    return () => {
+      end();
+      clearTimeout(timer);
+    };
+  }, [store, ms]);
+}
+
+const CHANGES = new Set(["start", "paused", "resumed", "stopping", "complete", "error"]);
+
+/** Opens the run's socket after what `detail` holds, and asks anew for what an event has changed. */
+export function useRunStore(detail: RunDetail | undefined): RunStore | null {
+  const client = useQueryClient();
+  const [store, setStore] = useState<RunStore | null>(null);
+  const id = detail?.id;
+  const first = useRef<number | null>(null);
+  first.current ??= detail?.seq ?? null;
+  useEffect(() => {
+    if (id === undefined) return;
+    const made = new RunStore(id, first.current ?? 0);
+    const end = made.onEvent((event) => {
+      if (CHANGES.has(event.type)) void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
+      if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });
+      if (event.type === "complete") void client.invalidateQueries({ queryKey: ["models"] });
+    });
+    setStore(made);
+    expose(made);
+    return () => {
+      end();
+      made.close();
+      setStore(null);
+    };
+  }, [id, client]);
+  return store;
+}
+
+declare global {
+  interface Window {
+    /** For the console and for tests: what the page holds of the run that is open. */
+    limner?: { run: string; held: () => { ranges: [number, number][]; count: number; duplicates: number; cuts: number } };
+  }
+}
+
+function expose(store: RunStore): void {
+  window.limner = {
+    run: store.id,
+    held: () => {
+      const { ranges, count, duplicates } = store.feed.held;
+      return { ranges, count, duplicates, cuts: store.feed.cuts };
+    },
+  };
+}

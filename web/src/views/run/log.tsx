@@ -1,0 +1,133 @@
+import { Button, TextInput } from "@mantine/core";
+import { useEffect, useRef, useState } from "react";
+import { get, runPath } from "../../api/client";
+import { useRunAction } from "../../api/queries";
+import type { RunEvent } from "../../api/types";
+import { formatInteger, formatTime } from "../../format";
+import { sayError } from "../../ui/toast";
+import { useRun, useSummary } from "./context";
+import { useJournal } from "./warnings";
+
+const FOLLOW_MS = 1_000;
+const MOST_CHARACTERS = 400_000;
+
+export function LogView() {
+  const { cursor } = useRun();
+  const journal = useJournal(1_000);
+  return (
+    <div className="log-view">
+      <section aria-label="Journal">
+        <h2>Journal</h2>
+        <NoteForm />
+        <ol className="journal">
+          {journal.map((event) => (
+            <li key={event.seq} className={event.type}>
+              <button type="button" className="linklike num" title={`${formatTime(event.time)}: move the cursor there`} onClick={() => cursor.hold(event.step)}>
+                {formatInteger(event.step)}
+              </button>
+              <span className="kind">{event.type}</span>
+              <span>{describe(event)}</span>
+            </li>
+          ))}
+        </ol>
+      </section>
+      <section aria-label="Output">
+        <h2>Output of the trainer</h2>
+        <Output />
+      </section>
+    </div>
+  );
+}
+
+function describe(event: RunEvent): string {
+  switch (event.type) {
+    case "start":
+      return `attempt ${event.attempt}${event.resumed_from ? `, from step ${formatInteger(Number(event.resumed_from))}` : ""} on ${event.device ?? "?"}`;
+    case "checkpoint":
+      return `${String(event.path ?? "").split("/").pop()}${event.best ? ", the best so far" : ""}`;
+    case "complete":
+      return String(event.reason ?? "");
+    case "note":
+      return String(event.text ?? "");
+    case "command":
+      return `${event.name ?? ""} ${event.ok === false ? "refused" : ""} ${event.message ?? ""}`.trim();
+    default:
+      return String(event.message ?? event.reason ?? "");
+  }
+}
+
+function NoteForm() {
+  const { id } = useRun();
+  const run = useSummary();
+  const [text, setText] = useState("");
+  const act = useRunAction(id);
+  if (!run.actions.includes("note")) return null;
+  return (
+    <form
+      className="row"
+      onSubmit={(event) => {
+        event.preventDefault();
+        if (text) act.mutate({ action: "note", body: { text } }, { onSuccess: () => setText(""), onError: sayError });
+      }}
+    >
+      <TextInput aria-label="Remark" placeholder="A remark for the log" style={{ flex: 1 }} value={text} onChange={(event) => setText(event.currentTarget.value)} />
+      <Button type="submit" variant="default" disabled={!text} loading={act.isPending}>Add</Button>
+    </form>
+  );
+}
+
+/** Follows log.txt; stays at the end while the reader is at the end. */
+function Output() {
+  const { id } = useRun();
+  const [text, setText] = useState("");
+  const [problem, setProblem] = useState<string | null>(null);
+  const box = useRef<HTMLPreElement>(null);
+  const atEnd = useRef(true);
+  useEffect(() => {
+    const abort = new AbortController();
+    let offset: number | null = null;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const read = async (): Promise<void> => {
+      try {
+        if (offset === null) {
+          const first = await get<{ lines: string[]; size: number }>(`${runPath(id)}/log?lines=1000`, abort.signal);
+          offset = first.size;
+          setText(first.lines.length ? `${first.lines.join("\n")}\n` : "");
+        } else {
+          const next = await get<{ text: string; offset: number }>(`${runPath(id)}/log?offset=${offset}`, abort.signal);
+          offset = next.offset;
+          if (next.text) setText((held) => (held + next.text).slice(-MOST_CHARACTERS));
+        }
+        setProblem(null);
+      } catch (error) {
+        if (abort.signal.aborted) return;
+        setProblem(error instanceof Error ? error.message : String(error));
+      }
+      timer = setTimeout(() => void read(), FOLLOW_MS);
+    };
+    void read();
+    return () => {
+      abort.abort();
+      clearTimeout(timer);
+    };
+  }, [id]);
+  useEffect(() => {
+    if (box.current && atEnd.current) box.current.scrollTop = box.current.scrollHeight;
+  }, [text]);
+  return (
+    <>
+      {problem && <p className="dim">{problem}</p>}
+      <pre
+        ref={box}
+        className="card output"
+        tabIndex={0}
+        aria-label="log.txt"
+        onScroll={({ currentTarget: { scrollTop, scrollHeight, clientHeight } }) => {
+          atEnd.current = scrollHeight - scrollTop - clientHeight < 30;
+        }}
+      >
+        {text || "(empty)"}
+      </pre>
+    </>
+  );
+}

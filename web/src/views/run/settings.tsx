@@ -1,0 +1,56 @@
+import { Button } from "@mantine/core";
+import type { ReactNode } from "react";
+import { Link } from "wouter";
+import { formatCount, formatInteger } from "../../format";
+import { Facts } from "../../ui/pieces";
+import { say, sayError } from "../../ui/toast";
+import { useRun } from "./context";
+
+/** The run as it was asked for, and what it found when it began. */
+export function Settings() {
+  const { detail } = useRun();
+  const config = (detail.config.config ?? detail.config) as Record<string, unknown>;
+  return (
+    <div className="settings">
+      <section className="card" aria-label="Command">
+        <div className="spread">
+          <h2>Command</h2>
+          <div className="row">
+            <Button variant="default" onClick={() => void navigator.clipboard.writeText(detail.command).then(() => say("Command copied."), sayError)}>Copy</Button>
+            <Button variant="default" component={Link} href={`/new?from=${encodeURIComponent(detail.id)}`}>New run like this</Button>
+          </div>
+        </div>
+        <pre className="command" tabIndex={0}>{detail.command}</pre>
+      </section>
+      <section className="card" aria-label="Settings">
+        <h2>Settings</h2>
+        <Facts items={entries(config)} />
+      </section>
+      <section className="card" aria-label="At the start">
+        <h2>At the start of attempt {detail.attempt}</h2>
+        {detail.start ? <Facts items={entries(detail.start)} /> : <p className="dim">It has not begun.</p>}
+      </section>
+      <section className="card" aria-label="Versions">
+        <h2>Versions</h2>
+        <Facts items={Object.entries(detail.versions ?? {})} />
+      </section>
+    </div>
+  );
+}
+
+function entries(object: Record<string, unknown>): [string, ReactNode][] {
+  return Object.entries(object)
+    .filter(([name]) => !["seq", "type", "time", "attempt"].includes(name))
+    .map(([name, value]) => [name.replaceAll("_", " "), show(name, value)]);
+}
+
+function show(name: string, value: unknown): ReactNode {
+  if (value === null || value === undefined) return <span className="dim">unset</span>;
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "number") {
+    if (!Number.isInteger(value)) return String(value);
+    return /parameters/.test(name) ? `${formatInteger(value)} (${formatCount(value)})` : String(value);
+  }
+  if (typeof value === "object") return <code>{JSON.stringify(value)}</code>;
+  return String(value);
+}

@@ -1,0 +1,47 @@
+import { useQuery } from "@tanstack/react-query";
+import { get, runPath } from "../../api/client";
+import type { RunEvent } from "../../api/types";
+import { formatInteger } from "../../format";
+import { useRun, useStoreTicks, useSummary } from "./context";
+
+const TYPES = "warning,paused,error,note,complete,stopping,resumed,start,checkpoint,command";
+
+/** The run's events that are words rather than numbers, newest first. */
+export function useJournal(limit: number): RunEvent[] {
+  const { id, store } = useRun();
+  useStoreTicks(store, 500);
+  const { data } = useQuery({
+    queryKey: ["run", id, "journal", limit, store.key, store.skips],
+    queryFn: ({ signal }) =>
+      get<{ events: RunEvent[]; last_seq: number }>(`${runPath(id)}/events?types=${TYPES}&newest=true&limit=${limit}`, signal),
+    staleTime: Number.POSITIVE_INFINITY,
+    gcTime: 0,
+  });
+  const through = data?.last_seq ?? 0;
+  const types = TYPES.split(",");
+  const live = data ? store.others.filter((event) => event.seq > through && types.includes(event.type)) : [];
+  return [...(data?.events ?? []), ...live].toReversed();
+}
+
+/** What a person should not miss while looking at curves. */
+export function Warnings() {
+  const run = useSummary();
+  const journal = useJournal(200);
+  const warnings = journal.filter((event) => event.type === "warning");
+  const paused = run.status === "paused" ? journal.find((event) => event.type === "paused") : undefined;
+  const newest = warnings[0];
+  return (
+    <>
+      {typeof paused?.reason === "string" && paused.reason !== "" && (
+        <div className="notice">
+          <strong>Paused at step {formatInteger(paused.step)}.</strong> {paused.reason}
+        </div>
+      )}
+      {newest && (
+        <div className="notice">
+          <strong>{warnings.length === 1 ? "A warning" : `${warnings.length} warnings`}</strong> at step {formatInteger(newest.step)}: {String(newest.message ?? newest.kind)}
+        </div>
+      )}
+    </>
+  );
+}
