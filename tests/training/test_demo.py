@@ -1,0 +1,205 @@
+"""The demo: what its task feeds the model, what the help adds, and the whole of it in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import limner
+from limner.cli.main import main
+from limner.config.demo import DemoConfig
+from limner.data.images import load_image
+from limner.data.scenes import Group, Kind, Scene, make_scene, vocabulary
+from limner.runs import send_command
+from limner.training.demo import Captioned, _shuffled
+from limner.training.scene_help import NOTHING, QUESTIONS, CellHeads, cell_labels
+from limner.training.scene_sheet import Card, contact_sheet
+from limner.training.scene_task import SceneTask
+from limner.training.trainer import train
+
+TINY = {"batch_size": 4, "test_scenes": 8, "eval_images": 4, "threads": 1}
+
+
+def prepared(**settings) -> SceneTask:
+    task = SceneTask(DemoConfig(**(TINY | settings)), say=lambda text: None)
+    task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
+    return task
+
+
+@pytest.fixture(scope="module")
+def task() -> SceneTask:
+    return prepared()
+
+
+# -- the help ----------------------------------------------------------------------------------------------------
+
+
+def scene(relation, *groups) -> Scene:
+    return Scene((0, "train", 0), tuple(Group(Kind(*words.split()), spots) for words, spots in groups), relation)
+
+
+def test_cell_labels_tell_each_shape_at_its_own_patch():
+    two = scene(
+        "right",
+        ("large blue cross", ((0.9, 0.30, 0.15),)),
+        ("small red star", ((0.1, 0.05, 0.08), (0.2, 0.6, 0.08))),
+    )
+    lone = scene(None, ("small white circle", ((0.5, 0.99, 0.08),)))
+    labels = cell_labels([two, lone], 4)
+    assert labels.shape == (2, 16, len(QUESTIONS))
+    # size, colour, shape, count - 1, relation (none, left, right, above, below), column, row
+    expected = {(0, 7): (1, 4, 4, 0, 2, 2, 0), (0, 0): (0, 0, 3, 1, 1, 0, 0), (0, 8): (0, 0, 3, 1, 1, 0, 1)}
+    expected[1, 14] = (0, 6, 0, 0, 0, 1, 2)
+    for (row, cell), answers in expected.items():
+        assert tuple(labels[row, cell].tolist()) == answers
+    assert (labels != NOTHING).any(-1).sum() == len(expected)
+
+
+def test_heads_ask_only_where_there_is_a_shape():
+    torch.manual_seed(0)
+    heads, features = CellHeads(8), torch.randn(2, 16, 8)
+    labels = cell_labels([make_scene(0), make_scene(1)], 4)
+    loss = heads(features, labels)
+    # by hand: presence over all patches, each question over the patches with a shape
+    present = labels[..., 0] != NOTHING
+    out = heads.answers(features)
+    by_hand = -torch.where(present, out[..., 0].sigmoid().log(), (-out[..., 0]).sigmoid().log()).mean()
+    start = 1
+    for question, answers in enumerate(QUESTIONS.values()):
+        chances = out[..., start : start + answers].log_softmax(-1)[present]
+        by_hand -= chances.gather(1, labels[..., question][present][:, None]).mean()
+        start += answers
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_help_adds_to_the_caption_loss_and_only_in_training(task: SceneTask):
+    batch = task.batch([0, 1, 2], seed=0)
+    task.model.eval()
+    with torch.no_grad():
+        cells = batch.tensors.pop("cells")
+        captions_alone = task.loss(task.model, batch.tensors)
+        together = task.loss(task.model, batch.tensors | {"cells": cells})
+        help_alone = task.model.heads(task.vlm.features(batch.tensors["picture"]), cells)
+    torch.testing.assert_close(together, captions_alone + batch.num_targets * help_alone)
+    assert all("cells" not in validation.tensors for validation in task.validation_batches())
+
+
+# -- the task ----------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_pure_and_show_the_scenes_that_they_name(task: SceneTask):
+    first, again = task.batch([5, 9], seed=1), task.batch([5, 9], seed=2)
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in first.tensors.items())
+    assert (
+        first.ids == ["scene-42-train-000005", "scene-42-train-000009"] == [task.example_id(5), task.example_id(9)]
+    )
+    for row, index in enumerate((5, 9)):
+        drawn = make_scene(index)
+        pixels = task.pixels.pixels(load_image(drawn.picture()))  # the way of captioning
+        assert torch.equal(first.tensors["picture"][row], pixels)
+    text = task.vlm.tokenizer.decode(first.tensors["labels"], skip_special_tokens=True)
+    assert any(text.strip().startswith(caption) for caption in make_scene(5).all_captions)
+    assert first.num_targets == first.tensors["labels"].numel() and first.num_units == 2
+
+
+def test_every_word_of_the_grammar_is_one_token(task: SceneTask):
+    words = task.vlm.tokenizer
+    assert {len(words.encode(" " + word, add_special_tokens=False)) for word in vocabulary()} == {1}
+    assert (
+        words.decode(words.encode("a small red circle", add_special_tokens=False)).strip() == "a small red circle"
+    )
+
+
+def test_scenes_come_in_order_so_that_none_is_seen_twice(task: SceneTask):
+    assert task.num_examples == task.config.steps * task.config.batch_size
+    assert task.arrange(np.array([3, 1, 2, 0]), epoch=0).tolist() == [0, 1, 2, 3]
+
+
+# -- the proof ---------------------------------------------------------------------------------------------------
+
+
+def test_captions_held_against_other_scenes_are_wrong():
+    scenes = [make_scene(index, "test") for index in range(50)]
+    shuffled = _shuffled(scenes, seed=1)
+    assert all(a is not b for a, b in zip(scenes, shuffled, strict=True)) and set(map(id, shuffled)) == set(
+        map(id, scenes)
+    )
+    captions = [one.captions(1)[0] for one in scenes]
+    perfect = Captioned(scenes, captions, [True] * 50)
+    exact, cider = perfect.against(scenes)
+    by_chance, blind_cider = perfect.against(shuffled)
+    assert exact == perfect.exact_match == 1.0
+    assert by_chance < 0.05 and blind_cider < 0.2 * cider
+
+
+def test_contact_sheet_shows_every_picture(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in rng.integers(0, 255, (7, 3))]
+    cards = [
+        Card(picture, "a small red circle at the top left", "a big one" if k == 0 else None)
+        for k, picture in enumerate(pictures)
+    ]
+    contact_sheet(tmp_path / "sheet.png", "Title", "below", [("Some", "50.0%", cards)])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    for picture in pictures:  # each plain colour fills at least its rounded square, less the red rim
+        same = (sheet == picture[0, 0]).all(-1).sum()
+        assert same > 0.93 * 384 * 384
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------
+
+
+def test_demo_in_small_prints_its_figures_and_leaves_a_stock_model(tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = ["--steps", "3", "--batch-size", "4", "--test-scenes", "8", "--eval-images", "4", "--threads", "1"]
+    assert main(["demo", "--json", "--runs-dir", str(tmp_path), "--name", "small", *options]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {
+        "exact_match", "exact_match_unseen", "cider", "shuffled_exact_match", "shuffled_cider",
+        "train_seconds", "captions_per_second", "peak_memory_mb", "run", "model",
+    }  # fmt: skip
+    run = tmp_path / "small"
+    assert figures["run"] == str(run) and figures["model"] == str(run / "model")
+    assert json.loads((run / "demo.json").read_text()) == figures
+    assert Image.open(run / "demo.png").format == "PNG"
+    assert not [name for name in load_file(run / "model" / "model.safetensors") if "heads" in name]
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    stock, processor = (
+        kind.from_pretrained(run / "model") for kind in (AutoModelForImageTextToText, AutoProcessor)
+    )
+    pictures = [make_scene(index, "test").picture() for index in range(3)]
+    ours = limner.load_captioner(run / "model", device="cpu").describe(pictures, num_beams=1)
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}]}], add_generation_prompt=True
+    )
+    for picture, caption in zip(pictures, ours, strict=True):
+        inputs = processor(images=Image.fromarray(picture), text=prompt, return_tensors="pt")
+        said = stock.generate(**inputs, num_beams=1, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert said.tolist() == caption.tokens
+
+
+def test_a_stopped_demo_goes_on_bit_for_bit(tmp_path: Path):
+    class Stopping(SceneTask):
+        def loss(self, model, tensors):
+            if self.config.name == "halves" and model.training and not sent:
+                sent.append(send_command(self.run_path, "stop"))
+            return super().loss(model, tensors)
+
+    sent: list[str] = []
+    losses = {}
+    for name in ("whole", "halves"):
+        config = DemoConfig(**TINY, steps=4, runs_dir=tmp_path, name=name)
+        result = train(Stopping(config, lambda text: None), config, "demo", "scenes", quiet=True)
+        if name == "halves":
+            assert (result.reason, result.step) == ("stopped", 1)
+            result = train(Stopping(config, lambda text: None), config, "demo", "scenes", quiet=True)
+        losses[name] = [event["loss"] for event in result.run.events() if event["type"] == "metrics"]
+        losses[name].append(result.metrics["eval_loss"])  # also tells whether batch statistics went on
+    assert losses["whole"] == losses["halves"]
