@@ -38,7 +38,7 @@ class ImageCaptionDataset(Sequence[Record]):
 
     Args:
         skip_bad_images: leave out pictures that are missing or have no caption, and count and name them in
-            ``remarks``, instead of raising. (Whether a picture can be decoded, `limner.data.checking` finds out.)
+            ``remarks``, instead of raising. (Whether a picture can be decoded, `limner.data.loading.check_images` tells.)
 
     Attributes:
         remarks: what a person should know: captions that repeat, pictures without captions, with names and counts.

@@ -280,10 +280,11 @@ class PixelSettings:
 
     def normalize(self, array: torch.Tensor) -> torch.Tensor:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32. A look-up: each of 256 levels is computed once."""
-        table = self._table.to(array.device)  # (3, 256)
-        levels = array.movedim(-1, -3).long()  # (..., 3, H, W)
+        if array.device.type == "cpu":  # numpy's take is eight times faster than indexing
+            table, levels = self._table.numpy(), array.numpy()
+            return torch.from_numpy(np.stack([table[c].take(levels[..., c]) for c in range(3)], axis=-3))
         channels = torch.arange(3, device=array.device)[:, None, None]
-        return table[channels, levels]
+        return self._table.to(array.device)[channels, array.movedim(-1, -3).long()]
 
     @cached_property
     def _table(self) -> torch.Tensor:
