@@ -6,23 +6,30 @@ N: pictures of a batch. (H, W): the encoder's picture size. P: image tokens. Dv:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import psutil
 import torch
 
+from limner.config.train import TrainConfig
+from limner.data.feature_cache import FeatureCache, weights_digest
 from limner.data.images import PixelSettings, load_image
+from limner.data.loading import check_images, load_pictures, settle_failures
 from limner.data.records import Record
+from limner.models.captioner import PrefixConditioningVLM
 from limner.training.task import Progress
 
 MEMORY_SHARE = 0.25
 """How much of the free memory decoded pictures may take."""
 
+Records = dict[str, list[Record]]
+Say = Callable[[str], None]
+
 
 class Inputs(ABC):
-    """The pictures of one split."""
+    """The pictures of one split, in the order of its records."""
 
     @abstractmethod
     def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
@@ -33,52 +40,137 @@ class Inputs(ABC):
         """For the start event and a person: what is read, from where."""
 
 
-class PixelInputs(Inputs):
-    """Pixels. Where the memory has room, each picture is decoded and resized once, and kept as bytes."""
+def prepare_inputs(
+    vlm: PrefixConditioningVLM,
+    records: Records,
+    settings: PixelSettings,
+    config: TrainConfig,
+    say: Say,
+    progress: Progress,
+) -> tuple[dict[str, Inputs], Records]:
+    """Cached features where the encoder is frozen and the disk has room; pixels otherwise.
 
-    def __init__(self, records: Sequence[Record], settings: PixelSettings, keep: bool) -> None:
-        self.records, self.settings = records, settings
-        height, width = settings.size
-        self._kept = np.empty((len(records), height, width, 3), np.uint8) if keep else None
-        self._have = np.zeros(len(records), bool)
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="limner-decode")
+    Every picture is read once, ahead, so that a bad one is told now and not an hour into the run.
 
-    @classmethod
-    def of_splits(
-        cls, records: dict[str, list[Record]], settings: PixelSettings, progress: Progress
-    ) -> dict[str, Inputs]:
-        """One for each split. All pictures are decoded once, ahead, if they are to be kept: a bad one is found
-        before the training begins."""
-        height, width = settings.size
-        need = sum(map(len, records.values())) * height * width * 3
-        keep = need < MEMORY_SHARE * psutil.virtual_memory().available
-        inputs = {split: cls(of_split, settings, keep) for split, of_split in records.items()}
-        if keep:
-            total, done = sum(map(len, records.values())), 0
-            for split, of_split in records.items():
-                for start in range(0, len(of_split), 64):
-                    indices = range(start, min(start + 64, len(of_split)))
-                    inputs[split].arrays(indices)
-                    done += len(indices)
-                    progress("reading pictures", done, total, "pictures")
-        return dict(inputs)
+    Returns:
+        The inputs of each split, and the records whose pictures can be read, in the inputs' order.
 
-    def arrays(self, indices: Sequence[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8: resized pictures."""
-        missing = [index for index in indices if self._kept is None or not self._have[index]]
-        fresh = dict(zip(missing, self._pool.map(self._decode, missing), strict=True))
-        if self._kept is None:
-            return np.stack([fresh[index] for index in indices])
-        for index, array in fresh.items():
-            self._kept[index], self._have[index] = array, True
-        return self._kept[list(indices)]
+    Raises:
+        ValueError: pictures that cannot be read (without ``skip_bad_images``); a cache that is asked for and
+            cannot be.
+    """
+    frozen = vlm.encoder_is_frozen and not config.augment
+    if config.cache_features == "on" and not frozen:
+        raise ValueError("--cache-features on needs a frozen encoder and no --augment.")
+    if frozen and config.cache_features != "off":
+        cache = feature_cache(vlm, settings, config)
+        everything = [record for of_split in records.values() for record in of_split]
+        plan = cache.plan(everything, progress)
+        say(f"{str(plan)[0].upper()}{str(plan)[1:]}.")
+        if plan.fits or config.cache_features == "on":
+            rows, remarks = cache.fill(everything, plan, progress=progress, skip_bad_images=config.skip_bad_images)
+            for remark in remarks:
+                say(remark)
+            if cache.relative_error:
+                say(f"Cached features differ from computed ones by {cache.relative_error:.1e} (relative).")
+            return _by_split(records, rows, lambda of_split: FeatureInputs(cache, of_split))
+        say("The disk has no room for them: the encoder runs in every step instead.")
+    return _pixel_inputs(records, settings, config, say, progress)
 
-    def _decode(self, index: int) -> np.ndarray:
-        return self.settings.array(load_image(self.records[index].image, self.settings.draft_size))
+
+def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: TrainConfig) -> FeatureCache:
+    """The cache of this encoder's features, keyed by its weights, its layer and the precision it computes in."""
+    key = {
+        "encoder": weights_digest(vlm.encoder),
+        "layer": vlm.feature_layer,
+        "precision": str(next(vlm.encoder.parameters()).dtype),
+    }
+    kept: Literal["int8", "fp16"] = "int8" if config.cache_int8 else "fp16"
+    return FeatureCache(config.cache_dir / "features", key, settings, vlm.features, kept, draft=True)
+
+
+def _by_split(
+    records: Records, rows: np.ndarray, make: Callable[[np.ndarray], Inputs]
+) -> tuple[dict[str, Inputs], Records]:
+    """Cuts the rows of all records into splits again, without those that cannot be read (-1)."""
+    inputs, readable, start = {}, {}, 0
+    for split, of_split in records.items():
+        own = rows[start : start + len(of_split)]
+        start += len(of_split)
+        readable[split] = [record for record, row in zip(of_split, own, strict=True) if row >= 0]
+        inputs[split] = make(own[own >= 0])
+    return inputs, readable
+
+
+class FeatureInputs(Inputs):
+    """Features of a frozen encoder, from the cache."""
+
+    def __init__(self, cache: FeatureCache, rows: np.ndarray) -> None:
+        self.cache, self.rows = cache, rows
 
     def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        return self.settings.normalize(torch.from_numpy(self.arrays(indices)))
+        return self.cache.read(self.rows[list(indices)])
 
     def describe(self) -> str:
-        where = "kept in memory" if self._kept is not None else "decoded in every epoch"
+        tokens, width = self.cache.row_shape
+        return f"features {tokens} x {width}, {self.cache.dtype}, cached in {self.cache.folder}"
+
+
+def _pixel_inputs(
+    records: Records, settings: PixelSettings, config: TrainConfig, say: Say, progress: Progress
+) -> tuple[dict[str, Inputs], Records]:
+    everything = [record for of_split in records.values() for record in of_split]
+    height, width = settings.size
+    need = len(everything) * height * width * 3
+    if config.augment or need > MEMORY_SHARE * psutil.virtual_memory().available:
+        sound, remarks = check_images(everything, config.skip_bad_images, progress=progress)
+        rows = np.full(len(everything), -1)
+        rows[sound] = sound
+        kept = None
+    else:
+        kept, rows, remarks = _read_all(everything, settings, config.skip_bad_images, progress)
+    for remark in remarks:
+        say(remark)
+    return _by_split(records, rows, lambda own: PixelInputs(everything, own, settings, kept, config.augment))
+
+
+def _read_all(
+    records: list[Record], settings: PixelSettings, skip_bad_images: bool, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """All pictures, decoded and resized: (N, H, W, 3) uint8; which rows hold one (else -1); remarks."""
+    kept = np.empty((len(records), *settings.size, 3), np.uint8)
+    rows, done = np.full(len(records), -1), 0
+    failures: dict[int, str] = {}
+    for pictures in load_pictures(records, settings, draft=True):
+        kept[pictures.indices] = pictures.pixels.numpy()
+        rows[pictures.indices] = pictures.indices
+        failures |= pictures.failures
+        done += len(pictures.indices) + len(pictures.failures)
+        progress("reading pictures", done, len(records), "pictures")
+    return kept, rows, settle_failures(failures, len(records), skip_bad_images)
+
+
+class PixelInputs(Inputs):
+    """Pixels: kept as bytes since they were first read, or decoded anew in every epoch."""
+
+    def __init__(
+        self,
+        records: list[Record],
+        rows: np.ndarray,
+        settings: PixelSettings,
+        kept: np.ndarray | None,
+        augment: bool,
+    ) -> None:
+        self.records, self.rows, self.settings, self.kept, self.augment = records, rows, settings, kept, augment
+
+    def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
+        rows = self.rows[list(indices)]
+        arrays = self.kept[rows] if self.kept is not None else np.stack([self._decode(row) for row in rows])
+        return self.settings.normalize(torch.from_numpy(arrays))
+
+    def _decode(self, row: int) -> np.ndarray:
+        return self.settings.array(load_image(self.records[row].image, self.settings.draft_size))
+
+    def describe(self) -> str:
+        where = "kept in memory" if self.kept is not None else "decoded in every epoch"
         return f"pixels {self.settings.size[0]} x {self.settings.size[1]}, {where}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,9 +23,11 @@ from limner.data.images import PixelSettings, load_image
 from limner.data.packing import LengthBuckets, block_mask, caption_tokens, pack_captions
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
+from limner.evaluation import Scorer
+from limner.evaluation.meteor import find_meteor
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import expressible, save_captioner
-from limner.training.caption_inputs import Inputs, PixelInputs
+from limner.training.caption_inputs import prepare_inputs
 from limner.training.caption_model import build_model
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 
@@ -55,12 +58,18 @@ class CaptionLoss(nn.Module):
             picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
         """
         vlm = self.vlm
-        features = picture if picture.dim() == 3 else vlm.features(picture)  # (N, P, Dv)
+        features = picture if picture.dim() == 3 else self.features(picture)  # (N, P, Dv)
         prompt = vlm.prompt_embeds(features)[row_images]  # (B, P, D)
         embeds = torch.cat([prompt, vlm.embed_tokens(input_ids)], dim=1)  # (B, S, D)
         hidden = vlm.hidden_states(embeds, block_mask(document_ids, embeds.dtype), position_ids)  # (B, S, D)
         logits = vlm.head(hidden.flatten(0, 1)[label_positions])  # (L, V)
         return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, P, Dv). A frozen encoder's are rounded as the cache rounds them, so that a run gives
+        the same losses with the cache and without."""
+        features = self.vlm.features(pixels)
+        return features.half() if self.vlm.encoder_is_frozen else features
 
 
 class CaptionTask(Task):
@@ -97,21 +106,23 @@ class CaptionTask(Task):
         for split, records in self.records.items():
             if not records:
                 raise ValueError(f"The {split} split is empty; give more pictures.")
-        self.num_examples = len(self.records["train"])
         captions = [caption for record in self.records["train"] for caption in record.captions]
         self.vlm = self.build(config, captions, self.say)
         can, reason = expressible(self.vlm)
         if not can:
-            self.say(f"This model is saved as stock parts, not as one LLaVA checkpoint: {reason}")
+            self.say(reason)
         # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
         self.compute_dtype = precision
         if precision != torch.float32:
             self.vlm.keep_frozen_in(precision)
         self.vlm.to(device)
-        self.model = CaptionLoss(self.vlm)
+        self.model = self.captioner = CaptionLoss(self.vlm)
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+        self.inputs, self.records = prepare_inputs(
+            self.vlm, self.records, self.pixels, self.config, self.say, progress
+        )
+        self.num_examples = len(self.records["train"])
         self._tokenize()
-        self.inputs = self._inputs(progress)
 
     def _tokenize(self) -> None:
         tokenizer, cut = self.vlm.tokenizer, 0
@@ -128,14 +139,16 @@ class CaptionTask(Task):
         total = sum(len(captions) for of_split in self.tokens.values() for captions in of_split)
         if cut:
             self.say(f"{cut:,} of {total:,} captions are longer than {self.config.max_length} tokens and are cut.")
+        chosen = self.records["validation"][: self.config.eval_images]
+        self.scorer = Scorer({str(index): record.captions for index, record in enumerate(chosen)})
+        # NLTK's METEOR stays in this process; the reference's Java would take a core from the training.
+        self.meteor = find_meteor("nltk") if find_spec("nltk") else None
+        if self.meteor is None:
+            self.directions = {name: way for name, way in self.directions.items() if name != "METEOR"}  # type: ignore[misc]
         lengths = np.array([sum(map(len, captions)) for captions in self.tokens["train"]])
         loop = self.config.loop()
         window = loop.batch_size * loop.accumulation
         self.arrange = LengthBuckets(lengths, loop.batch_size, self.config.seed, window)  # type: ignore[method-assign]
-
-    def _inputs(self, progress: Progress) -> dict[str, Inputs]:
-        """Where a batch's pictures come from: cached features where the encoder is frozen, pixels otherwise."""
-        return PixelInputs.of_splits(self.records, self.pixels, progress)
 
     def facts(self) -> dict[str, Any]:
         counts = self.vlm.parameter_counts()
@@ -202,16 +215,14 @@ class CaptionTask(Task):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """CIDEr-D, ROUGE-L and METEOR of the first ``eval_images`` validation pictures, captioned with beams."""
-        from limner.evaluation import score
-
         chosen = range(min(self.config.eval_images, len(self.records["validation"])))
         captions = self._captions(chosen)
-        references = [self.records["validation"][index].captions for index in chosen]
         if self.config.debug:
-            for expected, got in zip(references, captions, strict=True):
-                self.say(f"expected: {expected[0]}\n     got: {got}")
-        scores = score(dict(enumerate(captions)), dict(enumerate(references)), metrics=tuple(self.directions))
-        return {name: scores[name] for name in self.directions}
+            for index, got in zip(chosen, captions, strict=True):
+                self.say(f"expected: {self.records['validation'][index].captions[0]}\n     got: {got}")
+        named = {str(index): caption for index, caption in enumerate(captions)}
+        found = self.scorer.score(named, self.meteor).corpus
+        return {name: found[name] for name in self.directions if name in found}
 
     def _captions(self, indices: Sequence[int], split: str = "validation") -> list[str]:
         texts: list[str] = []
@@ -227,7 +238,7 @@ class CaptionTask(Task):
         decoder = get_decoder("beam" if settings["num_beams"] > 1 else "greedy", **_fitting(settings))
         device = vlm.device
         with torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            features = picture.to(device) if picture.dim() == 3 else vlm.features(picture.to(device))
+            features = picture.to(device) if picture.dim() == 3 else self.captioner.features(picture.to(device))
             prompt = vlm.prompt_embeds(features)  # (N, P, D)
             tokens, _ = decoder.decode(step_model(vlm.decoder), prefix_embeds=prompt)
         return [text.strip() for text in vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
