@@ -43,7 +43,7 @@ def test_a_scene_is_a_pure_function_of_its_key():
 def test_pictures_are_the_same_on_every_machine():
     # A change of these sums means that every published figure of the demo was measured on other pictures.
     sums = [int(make_scene(index, "test", 1).picture().sum()) for index in range(3)]
-    assert sums == pytest.approx([1966507, 1236365, 1661960], rel=1e-4)  # libm may move a grey level
+    assert sums == pytest.approx([1992672, 1314305, 1679548], rel=1e-4)  # libm may move a grey level
 
 
 def test_training_never_shows_a_held_out_combination_and_held_out_splits_always_do():

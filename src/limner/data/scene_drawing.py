@@ -21,7 +21,7 @@ COLOURS = {
     "yellow": (0.15, 0.88, 0.97),
     "green": (0.36, 0.85, 0.60),
     "blue": (0.61, 0.85, 0.86),
-    "purple": (0.79, 0.70, 0.68),
+    "purple": (0.78, 0.80, 0.76),
     "white": (0.0, 0.0, 0.97),
     "black": (0.0, 0.0, 0.07),
 }
@@ -53,26 +53,32 @@ def draw(items: list[Item], rng: random.Random, pixels: int) -> np.ndarray:
 def _background(rng: random.Random, pixels: int) -> np.ndarray:
     """A muted colour that varies softly over the picture, sometimes with stripes or checks."""
     base = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.35, 0.72)))
-    waves = np.random.default_rng(rng.getrandbits(64)).uniform(-1, 1, (3, 4, 4))
+    waves = np.random.default_rng(rng.getrandbits(64)).random((3, 4, 4), dtype=np.float32) - np.float32(0.5)
     up = _upsampling(4, pixels)
-    strength = rng.uniform(0.0, 0.12)
-    canvas = (base[:, None, None] + strength * (up @ waves @ up.T)).transpose(1, 2, 0)  # (H, W, 3)
+    canvas = up @ (np.float32(rng.uniform(0.0, 0.24)) * waves) @ up.T  # (3, H, W)
     pattern = rng.random()
     if pattern < 0.35:
         angle, period = rng.uniform(0, math.pi), rng.uniform(0.06, 0.25)
-        across = np.arange(pixels) / pixels * (2 * math.pi / period)
-        stripes = np.sin(across[:, None] * math.sin(angle) + across * math.cos(angle) + rng.uniform(0, 6))
+        stripes = _stripes(pixels, period, angle, rng.uniform(0, 6))
         if pattern < 0.12:
-            stripes *= np.sin(across[:, None] * math.cos(angle) - across * math.sin(angle) + rng.uniform(0, 6))
-        canvas += rng.uniform(0.01, 0.05) * stripes[..., None]
-    return np.ascontiguousarray(canvas, dtype=np.float32)
+            stripes *= _stripes(pixels, period, angle + math.pi / 2, rng.uniform(0, 6))
+        canvas += np.float32(rng.uniform(0.01, 0.05)) * stripes
+    canvas += base[:, None, None].astype(np.float32)
+    return np.ascontiguousarray(canvas.transpose(1, 2, 0))  # (H, W, 3)
+
+
+def _stripes(pixels: int, period: float, angle: float, shift: float) -> np.ndarray:
+    """sin(u + v) over the picture, where u grows downwards and v to the right: (H, W) float32."""
+    along = np.arange(pixels, dtype=np.float32) * np.float32(2 * math.pi / period / pixels)
+    u, v = along * np.float32(math.sin(angle)) + np.float32(shift), along * np.float32(math.cos(angle))
+    return np.outer(np.sin(u), np.cos(v)) + np.outer(np.cos(u), np.sin(v))
 
 
 @lru_cache(maxsize=8)
 def _upsampling(coarse: int, fine: int) -> np.ndarray:
-    """The matrix (fine, coarse) of linear interpolation between ``coarse`` equidistant points."""
+    """The matrix (fine, coarse) of linear interpolation between ``coarse`` equidistant points, float32."""
     at = np.linspace(0, coarse - 1, fine)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(coarse)))
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(coarse))).astype(np.float32)
 
 
 def _paint(canvas: np.ndarray, item: Item, rng: random.Random, pixels: int) -> None:

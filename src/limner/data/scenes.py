@@ -129,7 +129,7 @@ class Scene:
         """
         rng = self._random(f"captions{salt}")
         count = rng.randint(1, 5) if count is None else count
-        if count > len(self.all_captions):
+        if count > FEWEST_WAYS and count > len(self.all_captions):
             raise ValueError(f"{self.image_id} can be said in {len(self.all_captions)} ways, not {count}.")
         chosen: dict[str, None] = {}
         while len(chosen) < count:
@@ -156,6 +156,8 @@ class Scene:
 
 # ---- the grammar: a sentence takes one alternative of each slot ---------------------------------------------
 
+FEWEST_WAYS = 8
+"""Every scene can be said in at least so many ways: openings times size words."""
 OPENINGS = ("", "", "there {is}", "a picture of", "we see")
 """The empty opening stands twice: most captions begin with what they name."""
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
