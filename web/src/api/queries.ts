@@ -22,7 +22,7 @@ export const runQuery = (id: string) =>
 export const samplesQuery = (id: string, opening: string) =>
   queryOptions({
     queryKey: ["run", id, "samples", opening],
-    queryFn: ({ signal }) => get<Samples>(`${runPath(id)}/samples?limit=20000`, signal),
+    queryFn: ({ signal }) => get<Samples>(`${runPath(id)}/samples?limit=10000`, signal),
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
   });

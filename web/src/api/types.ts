@@ -42,6 +42,7 @@ export interface RunSummary {
   note: string;
   pinned: boolean;
   recorded: boolean;
+  device: string | null;
   bytes: number | null;
 }
 
@@ -66,12 +67,14 @@ export interface RunDetail extends RunSummary {
   config: Record<string, unknown>;
   versions: Record<string, string>;
   start: Record<string, unknown> | null;
-  command: string;
+  command: string | null;
   metrics: string[];
   attempts: Attempt[];
   pauses: Pause[];
   counts: Record<string, number>;
   model: boolean;
+  /** The last lines of the log, of a run that failed or crashed. */
+  log_tail?: string[];
 }
 
 export interface RunEvent {
@@ -110,9 +113,10 @@ export interface Segment {
   attempt: number;
   rows: number;
   bucket: number;
-  x: number[];
-  x_last: number[] | null;
-  seq: number[];
+  /** Each axis (step, time, seq, and where there are some epoch, tokens or captions) at every bucket's first row. */
+  axes: Record<string, number[]>;
+  /** The axes at the segment's last row. */
+  end: Record<string, number>;
   series: Record<string, RawColumn | BucketColumn>;
 }
 

@@ -1,7 +1,6 @@
 // The lines of one run: a base from the server (all points, reduced with their extremes) and the live rows after it.
-import type { Series, Table } from "../api/types";
-import type { RunStore } from "../live/run-store";
-import type { LiveTable } from "../live/table";
+import type { Segment, Series, Table } from "../api/types";
+import { LiveTable } from "../live/table";
 import { Track, bisect, type Transform } from "./track";
 
 export type XAxis = "step" | "time" | "epoch" | "tokens" | "captions";
@@ -14,7 +13,17 @@ export interface LineKey {
   transform?: "exp";
 }
 
+export interface LiveTables {
+  readonly metrics: LiveTable;
+  readonly validation: LiveTable;
+}
+
+/** For a run that is only looked at, not followed. */
+export const NOTHING_LIVE: LiveTables = { metrics: new LiveTable(), validation: new LiveTable() };
+
 const TRANSFORMS: Record<string, Transform> = { exp: Math.exp };
+
+const NO_RANGE: [number, number] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
 
 interface Entry {
   tracks: Track[];
@@ -23,12 +32,12 @@ interface Entry {
 
 export class LineBook {
   readonly x: XAxis;
-  private readonly store: RunStore;
+  private readonly store: LiveTables;
   private readonly base: Series;
   private readonly smoothing: number;
   private readonly entries = new Map<string, Entry>();
 
-  constructor(store: RunStore, base: Series, x: XAxis, smoothing: number) {
+  constructor(store: LiveTables, base: Series, x: XAxis, smoothing: number) {
     this.store = store;
     this.base = base;
     this.x = x;
@@ -56,14 +65,25 @@ export class LineBook {
   /** The first and the last x of the whole run. */
   range(): [number, number] | null {
     const { metrics } = this.store;
-    let [low, high] = this.base.range ?? [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
-    for (const row of [metrics.rowAfter(this.base.to_seq), metrics.rows - 1]) {
-      const x = row < metrics.rows && row >= 0 ? this.liveX(metrics, row) : undefined;
-      if (x === undefined || (metrics.seq[row] as number) <= this.base.to_seq) continue;
+    let [low, high] = this.base.x === this.x ? (this.base.range ?? NO_RANGE) : this.baseRange();
+    const first = metrics.rowAfter(this.base.to_seq);
+    for (const row of first < metrics.rows ? [first, metrics.rows - 1] : []) {
+      const x = this.liveX(metrics, row);
+      if (x === undefined) continue;
       low = Math.min(low, x);
       high = Math.max(high, x);
     }
     return low <= high ? [low, high] : null;
+  }
+
+  /** The base comes with all axes; its range only for the one that was asked for. */
+  private baseRange(): [number, number] {
+    let [low, high] = NO_RANGE;
+    for (const { axes, end } of this.base.tables.metrics?.segments ?? []) {
+      low = Math.min(low, axes[this.x]?.[0] ?? low);
+      high = Math.max(high, end[this.x] ?? high);
+    }
+    return [low, high];
   }
 
   /** The optimizer step at an x. */
@@ -86,9 +106,16 @@ export class LineBook {
     return segments
       .map((segment) => {
         const column = segment.series[name] ? name : key;
-        return Track.fromSegment(segment, column, smoothing, transform ? (TRANSFORMS[transform] ?? null) : null);
+        return Track.fromSegment(this.placed(segment), column, this.x, smoothing, transform ? (TRANSFORMS[transform] ?? null) : null);
       })
       .filter((track) => track.rows > 0);
+  }
+
+  /** Validation points know their step and time; on other axes they stand where training stood at that step. */
+  private placed(segment: Segment): Segment {
+    if (segment.axes[this.x] || !segment.axes.step) return segment;
+    const at = (step: number): number => this.xAt(step);
+    return { ...segment, axes: { ...segment.axes, [this.x]: segment.axes.step.map(at) }, end: { ...segment.end, [this.x]: at(segment.end.step ?? 0) } };
   }
 
   private catchUp(entry: Entry, { table, key, transform }: LineKey): void {
@@ -120,15 +147,22 @@ export class LineBook {
     return before >= 0 ? metrics.columns.get(this.x)?.[before] : this.base.range?.[1];
   }
 
-  /** Growing x and the step at each, from the base's "step" column and the live rows. */
+  /** Growing x and the step at each, from the base's axes and the live rows. */
   private stepTable(): [number[], number[]] {
     const xs: number[] = [];
     const steps: number[] = [];
-    for (const track of this.tracks({ table: "metrics", key: "step" }))
-      for (let i = 0; i < track.raw.x.length; i++) {
-        xs.push(track.raw.x[i] as number);
-        steps.push(track.raw.y[i] as number);
+    for (const { axes, end } of this.base.tables.metrics?.segments ?? []) {
+      const own = axes[this.x];
+      if (!own || !axes.step) continue;
+      for (let i = 0; i < own.length; i++) {
+        xs.push(own[i] as number);
+        steps.push(axes.step[i] as number);
       }
+      if (end[this.x] !== undefined && end.step !== undefined) {
+        xs.push(end[this.x] as number);
+        steps.push(end.step);
+      }
+    }
     const { metrics } = this.store;
     for (let row = metrics.rowAfter(this.base.to_seq); row < metrics.rows; row++) {
       const x = this.liveX(metrics, row);

@@ -202,6 +202,7 @@ export function Chart(props: Props) {
             {label} <b className="num" ref={(element) => { values.current[index] = element; }} />
           </span>
         ))}
+        <span className="status num" ref={status} />
       </div>
       {table ? (
         <ChartTable title={title} model={model} xName={xName} timeOrigin={timeOrigin} window={window} />
@@ -221,7 +222,6 @@ export function Chart(props: Props) {
           <div ref={host} className="canvas" />
         </div>
       )}
-      <span className="status num" ref={status} />
     </section>
   );
 }

@@ -105,7 +105,8 @@ export function drawReferences(canvas: Canvas, references: PlotContent["referenc
   const { ctx, ratio } = canvas;
   ctx.font = `${10.5 * ratio}px ${canvas.font}`;
   ctx.textAlign = "right";
-  for (const { label, value } of references) {
+  let [lastY, lastLeft] = [Number.NaN, 0];
+  for (const { label, value } of references.toSorted((a, b) => a.value - b.value)) {
     const y = Math.round(canvas.y(value)) + 0.5;
     if (!(y > canvas.top && y < canvas.top + canvas.height)) continue;
     ctx.strokeStyle = canvas.color("--ink-3");
@@ -119,7 +120,10 @@ export function drawReferences(canvas: Canvas, references: PlotContent["referenc
     ctx.setLineDash([]);
     ctx.globalAlpha = 1;
     ctx.fillStyle = canvas.color("--ink-2");
-    ctx.fillText(`${label} ${formatValue(value)}`, canvas.left + canvas.width - 4 * ratio, y - 4 * ratio);
+    const text = `${label} ${formatValue(value)}`;
+    const right = Math.abs(y - lastY) < 13 * ratio ? lastLeft - 12 * ratio : canvas.left + canvas.width - 4 * ratio;
+    ctx.fillText(text, right, y - 4 * ratio);
+    [lastY, lastLeft] = [y, right - ctx.measureText(text).width];
   }
 }
 

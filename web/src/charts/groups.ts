@@ -18,6 +18,10 @@ export interface ChartSpec {
   smoothed: boolean;
   stacked?: boolean;
   references?: boolean;
+  /** Logarithmic until a person says otherwise. */
+  log?: boolean;
+  /** The axis begins at zero: a change is seen as large as it is. */
+  zero?: boolean;
 }
 
 const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
@@ -36,14 +40,14 @@ export function chartsFor(names: Iterable<string>): ChartSpec[] {
   const loss = take(/^(loss|validation\/(eval_)?loss)$/);
   const charts: (ChartSpec | null)[] = [
     spec("loss", "Loss", "nats per token", loss, { smoothed: true, references: true }),
-    spec("perplexity", "Perplexity", "", loss, { smoothed: true, transform: "exp" }),
+    spec("perplexity", "Perplexity", "", loss, { smoothed: true, log: true, transform: "exp" }),
     spec("bits", "Bits per byte", "", take(/^(validation\/)?bits_per_byte$/), { smoothed: true }),
     learningRate(take(/^learning_rates?(\.|$)/)),
     spec("gradient", "Gradient norm", "", take(/^(gradient|grad)_norm/), { smoothed: true }),
-    spec("rate", "Throughput", "per second", take(/_per_second$/), { smoothed: true }),
+    spec("rate", "Throughput", "per second", take(/_per_second$/), { smoothed: true, zero: true }),
     spec("time", "Time of a step", "seconds", take(/^(seconds|time)\./), { smoothed: false, stacked: true }),
-    spec("memory", "Memory", "MB", take(/memory|gpu_.*mb$/), { smoothed: false }),
-    spec("mfu", "Share of the machine's peak", "", take(/^mfu$/), { smoothed: true }),
+    spec("memory", "Memory", "MB", take(/memory|gpu_.*mb$/), { smoothed: false, zero: true }),
+    spec("mfu", "Share of the machine's peak", "", take(/^mfu$/), { smoothed: true, zero: true }),
   ];
   for (const name of [...left].sort()) charts.push(spec(name, metricName(name), "", [name], { smoothed: !name.startsWith("validation/") }));
   return charts.filter((chart) => chart !== null);
@@ -54,7 +58,7 @@ function spec(
   title: string,
   unit: string,
   names: string[],
-  options: { smoothed: boolean; stacked?: boolean; references?: boolean; transform?: "exp" },
+  options: Omit<ChartSpec, "id" | "title" | "unit" | "lines"> & { transform?: "exp" },
 ): ChartSpec | null {
   if (!names.length) return null;
   const { transform, ...rest } = options;

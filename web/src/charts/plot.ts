@@ -29,6 +29,8 @@ export interface PlotContent {
   pauses: { from: number; to: number }[];
   range: [number, number] | null;
   stacked: boolean;
+  /** The y axis begins at zero. */
+  zero: boolean;
 }
 
 export interface PlotSettings {
@@ -45,7 +47,7 @@ export interface PlotHandlers {
   zoom(range: [number, number] | null): void;
 }
 
-export const EMPTY: PlotContent = { lines: [], references: [], starts: [], pauses: [], range: null, stacked: false };
+export const EMPTY: PlotContent = { lines: [], references: [], starts: [], pauses: [], range: null, stacked: false, zero: false };
 
 export class PlotView {
   content: PlotContent = EMPTY;
@@ -171,6 +173,7 @@ export class PlotView {
     if (low > high) return logY ? [0.1, 1] : [0, 1];
     if (logY) return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
     if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+    if (this.content.zero && low >= 0) return [0, high * 1.08];
     const margin = (high - low) * 0.06;
     return [low >= 0 && low < margin * 3 ? Math.max(0, low - margin) : low - margin, high + margin];
   }
@@ -200,7 +203,7 @@ export class PlotView {
     return {
       width: Math.max(host.clientWidth, 100),
       height: Math.max(host.clientHeight, 100),
-      padding: [8, 12, 0, 0],
+      padding: [8, 10, 0, 0],
       legend: { show: false },
       cursor: { show: true, x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 6 }, bind: { dblclick: () => null } },
       scales: {
@@ -214,13 +217,13 @@ export class PlotView {
           size: 26,
           gap: 3,
           ...(timeOrigin === null
-            ? { values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
+            ? { ...(logX ? { splits: (u: uPlot) => decades(u, "x") } : {}), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
             : { splits: (u: uPlot) => timeSplits(u, timeOrigin), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => formatDuration(tick - timeOrigin)) }),
         },
-        { ...axis, size: 52, gap: 4, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
+        { ...axis, size: 52, gap: 4, ...(logY ? { splits: (u: uPlot) => decades(u, "y") } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
       ],
       hooks: {
-        drawAxes: [(u) => this.draw(u, css)],
+        draw: [(u) => this.draw(u, css)],
         setSelect: [(u) => this.selected(u)],
       },
     };
@@ -370,6 +373,22 @@ function shortNumber(value: number): string {
   if (size >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
   if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−");
   return String(Number(value.toPrecision(6)));
+}
+
+/** Ticks of a logarithmic axis: the powers of ten, with twos and fives between them where there is room. */
+function decades(u: uPlot, scale: string): number[] {
+  const { min, max } = u.scales[scale] ?? {};
+  if (!min || !max) return [];
+  const [low, high] = [Math.floor(Math.log10(min)), Math.ceil(Math.log10(max))];
+  const steps = high - low <= 2 ? [1, 2, 5] : [1];
+  const every = Math.max(1, Math.ceil((high - low) / 8));
+  const ticks: number[] = [];
+  for (let power = low; power <= high; power += every)
+    for (const step of steps) {
+      const tick = Number((step * 10 ** power).toPrecision(3));
+      if (tick >= min && tick <= max) ticks.push(tick);
+    }
+  return ticks;
 }
 
 const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];

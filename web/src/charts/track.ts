@@ -39,12 +39,13 @@ export class Track {
     this.transform = transform;
   }
 
-  static fromSegment(segment: Segment, key: string, smoothing: number, transform: Transform | null = null): Track {
+  static fromSegment(segment: Segment, key: string, axis: string, smoothing: number, transform: Transform | null = null): Track {
     const track = new Track(segment.attempt, smoothing, transform);
     const column = segment.series[key];
-    if (!column) return track;
-    if ("value" in column) track.takeRows(segment, column);
-    else track.takeBuckets(segment, column);
+    const xs = segment.axes[axis];
+    if (!column || !xs) return track;
+    if ("value" in column) track.takeRows(xs, column);
+    else track.takeBuckets(xs, segment.end[axis] ?? (xs.at(-1) as number), segment.bucket, column);
     return track;
   }
 
@@ -57,24 +58,25 @@ export class Track {
     if (this.raw.x.length > MANY_POINTS) this.halve();
   }
 
-  private takeRows(segment: Segment, column: RawColumn): void {
+  private takeRows(xs: number[], column: RawColumn): void {
     column.value.forEach((value, row) => {
       const number = toNumber(value);
-      if (number !== null) this.push(segment.x[row] as number, number);
+      if (number !== null) this.push(xs[row] as number, number);
     });
   }
 
   /** Each bucket becomes its first, lowest, highest and last point: a spike of one step stays as high as it was. */
-  private takeBuckets(segment: Segment, column: BucketColumn): void {
+  private takeBuckets(xs: number[], end: number, bucket: number, column: BucketColumn): void {
     const convert = (value: unknown): number | null => {
       const number = toNumber(value);
       return number === null || !this.transform ? number : this.transform(number);
     };
     this.reduced = true;
-    for (let i = 0; i < segment.x.length; i++) {
-      const from = segment.x[i] as number;
-      const to = segment.x_last?.[i] ?? from;
-      const count = column.count ? (column.count[i] as number) : segment.bucket;
+    for (let i = 0; i < xs.length; i++) {
+      const from = xs[i] as number;
+      const next = xs[i + 1]; // a bucket ends just before the next one begins
+      const to = next === undefined ? end : from + (next - from) * 0.75;
+      const count = column.count ? (column.count[i] as number) : bucket;
       if (!count) continue;
       this.rows += count;
       const first = convert(column.first[i]);

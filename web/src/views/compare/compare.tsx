@@ -1,1 +1,206 @@
-export default function Stub(_: { id?: string; view?: string }) { return <p>soon</p>; }
+import { SegmentedControl } from "@mantine/core";
+import { useQueries } from "@tanstack/react-query";
+import { useMemo, useState } from "react";
+import { Link } from "wouter";
+import { get, runPath } from "../../api/client";
+import { runQuery } from "../../api/queries";
+import type { RunDetail, Series } from "../../api/types";
+import { LineBook, NOTHING_LIVE, type XAxis } from "../../charts/book";
+import { Chart, type ChartModel } from "../../charts/chart";
+import { Cursor } from "../../charts/cursor";
+import { chartsFor, type ChartSpec } from "../../charts/groups";
+import type { PlotLine } from "../../charts/plot";
+import { interpolate, type Polyline } from "../../charts/track";
+import { ACTIVE, Failure, StatusPill, Waiting } from "../../ui/pieces";
+import { useUrl } from "../../ui/url";
+import { ChangedSettings, Results } from "./tables";
+import "./compare.css";
+
+const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+const REFRESH_MS = 5_000;
+const SMOOTHING = 0.8;
+
+export interface Compared {
+  detail: RunDetail;
+  book: LineBook;
+  color: string;
+  /** Subtracted from x, so that all runs begin together on the time axis. */
+  origin: number;
+}
+
+export default function Compare() {
+  const [url, setUrl] = useUrl();
+  const ids = (url.get("runs") ?? "").split(",").filter(Boolean).slice(0, COLORS.length);
+  const x = (url.get("x") ?? "step") as XAxis;
+  const details = useQueries({ queries: ids.map((id) => ({ ...runQuery(id), refetchInterval: REFRESH_MS })) });
+  const series = useQueries({
+    queries: ids.map((id, index) => ({
+      queryKey: ["run", id, "whole"],
+      queryFn: ({ signal }: { signal: AbortSignal }) => get<Series>(`${runPath(id)}/series?x=step&points=500`, signal),
+      refetchInterval: details[index]?.data && ACTIVE.has(details[index].data.status) ? REFRESH_MS : (false as const),
+    })),
+  });
+  const stamp = [...details, ...series].map((query) => query.dataUpdatedAt).join();
+  const runs = useMemo(
+    () =>
+      ids.flatMap((_, index): Compared[] => {
+        const detail = details[index]?.data;
+        const data = series[index]?.data;
+        if (!detail || !data) return [];
+        const origin = x === "time" ? (detail.started ?? detail.created) : 0;
+        return [{ detail, book: new LineBook(NOTHING_LIVE, data, x, SMOOTHING), color: COLORS[index] as string, origin }];
+      }),
+    [stamp, x, url.get("runs")],
+  );
+  const failed = [...details, ...series].find((query) => query.error);
+  if (!ids.length) return <p className="empty">Choose runs in the <Link href="/">list</Link> to compare them.</p>;
+  if (failed) return <Failure error={failed.error} what="A run cannot be read." />;
+  if (runs.length < ids.length) return <Waiting what="Reading the runs …" />;
+  const without = (id: string): string => ids.filter((other) => other !== id).join(",");
+  return (
+    <>
+      <div className="spread">
+        <h1>Compare</h1>
+        <SegmentedControl
+          aria-label="Horizontal axis"
+          value={x}
+          onChange={(value) => setUrl({ x: value === "step" ? null : value })}
+          data={[{ value: "step", label: "Step" }, { value: "time", label: "Time" }, { value: "epoch", label: "Epoch" }]}
+        />
+      </div>
+      <ul className="compared">
+        {runs.map(({ detail, color }, index) => (
+          <li key={detail.id}>
+            <i style={{ background: `var(${color})` }} />
+            <Link href={`/runs/${encodeURIComponent(detail.id)}`}>{detail.id}</Link>
+            <StatusPill run={detail} />
+            {index === 0 && <span className="dim">baseline</span>}
+            <button type="button" className="linklike" aria-label={`Leave out ${detail.id}`} onClick={() => setUrl({ runs: without(detail.id) || null })}>×</button>
+          </li>
+        ))}
+      </ul>
+      <Overlays runs={runs} x={x} />
+      <Results runs={runs} />
+      <ChangedSettings runs={runs} />
+    </>
+  );
+}
+
+function Overlays({ runs, x }: { runs: Compared[]; x: XAxis }) {
+  const [window, setWindow] = useState<[number, number] | null>(null);
+  const [logged, setLogged] = useState<string[]>([]);
+  const cursor = useMemo(() => new Cursor(), []);
+  const specs = useMemo(() => {
+    const names = new Set(runs.flatMap(({ detail }) => detail.metrics));
+    return chartsFor(names).filter((spec) => !spec.stacked);
+  }, [runs]);
+  const charts = specs.flatMap((spec) => (spec.id === "loss" && runs.length > 1 ? [{ spec, delta: false }, { spec, delta: true }] : [{ spec, delta: false }]));
+  return (
+    <div className="overlays">
+      {charts.map(({ spec, delta }) => {
+        const id = delta ? `${spec.id}-delta` : spec.id;
+        const log = logged.includes(id) !== (!delta && (spec.log ?? false));
+        return (
+          <OverlayChart
+            key={id}
+            id={id}
+            spec={spec}
+            delta={delta}
+            runs={runs}
+            cursor={cursor}
+            x={x}
+            logY={log}
+            onLogY={() => setLogged(logged.includes(id) ? logged.filter((other) => other !== id) : [...logged, id])}
+            window={window}
+            onWindow={setWindow}
+          />
+        );
+      })}
+    </div>
+  );
+}
+
+interface OverlayProps {
+  id: string;
+  spec: ChartSpec;
+  delta: boolean;
+  runs: Compared[];
+  cursor: Cursor;
+  x: XAxis;
+  logY: boolean;
+  onLogY: () => void;
+  window: [number, number] | null;
+  onWindow: (window: [number, number] | null) => void;
+}
+
+function OverlayChart({ id, spec, delta, runs, cursor, x, ...rest }: OverlayProps) {
+  const lines = useMemo(() => (delta ? deltas(spec, runs) : overlay(spec, runs)), [spec, delta, runs]);
+  const model = useMemo((): ChartModel => {
+    const ends = lines.flatMap((line) => line.parts.flatMap(({ raw }) => (raw.x.length ? [raw.x[0] as number, raw.x.at(-1) as number] : [])));
+    const range: [number, number] | null = ends.length ? [Math.min(...ends), Math.max(...ends)] : null;
+    const references = delta ? [{ label: "baseline", value: 0 }] : [];
+    return {
+      content: () => ({ lines, references, starts: [], pauses: [], range, stacked: false, zero: spec.zero ?? false }),
+      points: () => ({ shown: 0, total: 0 }),
+      subscribe: () => () => {},
+      // The cursor is shared by charts of one axis: here x itself is what is held.
+      stepAt: (value) => value,
+      xAt: (value) => value,
+    };
+  }, [lines, delta, spec]);
+  const title = delta ? `${spec.title}: difference from ${runs[0]?.detail.id}` : spec.title;
+  const legend = lines.map(({ label, color }) => ({ label, color }));
+  return <Chart id={id} title={title} unit={delta ? "" : spec.unit} legend={legend} model={model} cursor={cursor} logX={false} timeOrigin={x === "time" ? 0 : null} xName={x} {...rest} />;
+}
+
+function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
+  return runs.flatMap((run) =>
+    spec.lines.flatMap((line): PlotLine[] => {
+      const tracks = run.book.tracks(line);
+      if (!tracks.length) return [];
+      const suffix = spec.lines.length > 1 ? ` · ${line.label}` : "";
+      return [{
+        id: `${run.detail.id}/${line.table}/${line.key}`,
+        label: run.detail.id + suffix,
+        color: run.color,
+        dots: line.dots ?? false,
+        ...(line.table === "validation" && spec.lines.length > 1 ? { dash: [4, 3] } : {}),
+        parts: tracks.map(({ raw, smooth, marks }) => ({
+          raw: shift(raw, run.origin),
+          smooth: spec.smoothed && line.table === "metrics" ? shift(smooth, run.origin) : null,
+          marks: marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
+        })),
+      }];
+    }),
+  );
+}
+
+/** The smoothed training loss of each run, less the first run's at the same x. */
+function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
+  const training = spec.lines.find((line) => line.table === "metrics") ?? spec.lines[0];
+  const baseline = runs[0];
+  if (!training || !baseline) return [];
+  const smooth = (run: Compared): Polyline[] => run.book.tracks(training).map((track) => shift(track.smooth, run.origin));
+  const against = smooth(baseline).at(-1);
+  if (!against) return [];
+  return runs.slice(1).map((run) => ({
+    id: `${run.detail.id}/delta`,
+    label: run.detail.id,
+    color: run.color,
+    dots: false,
+    parts: smooth(run).map((line) => {
+      const raw: Polyline = { x: [], y: [] };
+      line.x.forEach((at, index) => {
+        const other = interpolate(against, at);
+        if (other === null) return;
+        raw.x.push(at);
+        raw.y.push((line.y[index] as number) - other);
+      });
+      return { raw, smooth: null, marks: [] };
+    }),
+  }));
+}
+
+function shift(line: Polyline, origin: number): Polyline {
+  return origin ? { x: line.x.map((x) => x - origin), y: line.y } : line;
+}

@@ -44,7 +44,7 @@ function fieldOf(name: string, node: SchemaNode, defs: Record<string, SchemaNode
   const choices = real.flatMap((option) => option.enum ?? (option.const === undefined ? [] : [option.const])).map(String);
   return {
     name,
-    label: name.replaceAll("_", " "),
+    label: labelOf(name),
     help: node.description?.replaceAll("\n", " ") ?? "",
     kind: kindOf(kinds, choices),
     choices: choices.length ? choices : (items?.enum ?? []).map(String),
@@ -55,6 +55,15 @@ function fieldOf(name: string, node: SchemaNode, defs: Record<string, SchemaNode
     section: PLACES.find(([pattern]) => pattern.test(name))?.[1] ?? "Model",
   };
 }
+
+/** "gradient_accumulation_steps" -> "Gradient accumulation steps", "lora_lr" -> "LoRA LR". */
+function labelOf(name: string): string {
+  const words = name.split("_").map((word) => SPELLED[word] ?? word);
+  const label = words.join(" ");
+  return label.charAt(0).toUpperCase() + label.slice(1);
+}
+
+const SPELLED: Record<string, string> = { lr: "LR", lora: "LoRA", qkv: "QKV", id: "ID", val: "validation", eval: "evaluation", accum: "accumulation", freq: "frequency", iters: "batches", grad: "gradient", dir: "folder", num: "number of" };
 
 function resolve(node: SchemaNode, defs: Record<string, SchemaNode>): SchemaNode {
   const target = node.$ref?.split("/").pop();

@@ -166,13 +166,14 @@ function Presets({ verb, changes, onChoose }: { verb: string; changes: Record<st
   const { data } = useQuery(presetsQuery);
   const own = data?.filter((preset) => preset.verb === verb) ?? [];
   if (!own.length) return null;
+  const told = new Set(own.map((preset) => preset.description)).size > 1; // one text for all of them tells nothing
   const chosen = (config: Record<string, unknown>): boolean => Object.entries(config).every(([key, value]) => same(changes[key], value));
   return (
     <div className="presets" role="group" aria-label="Presets">
       {own.map((preset) => (
         <button key={preset.name} type="button" aria-pressed={chosen(preset.config)} onClick={() => onChoose(preset.config)}>
           <b>{preset.label ?? preset.name}</b>
-          <span>{preset.description ?? describe(preset.gives)}</span>
+          <span>{describe(preset.gives) || (told && preset.description)}</span>
         </button>
       ))}
     </div>

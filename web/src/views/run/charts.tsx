@@ -36,8 +36,8 @@ export function Charts() {
   const specs = useMemo(() => chartsFor(names), [names]);
   const series = useSeries(id, store, specs, x, window);
   const book = useMemo(
-    () => (series.data ? new LineBook(store, series.data, series.data.x as XAxis, smoothing) : null),
-    [store, series.data, smoothing],
+    () => (series.data ? new LineBook(store, series.data, x, smoothing) : null),
+    [store, series.data, x, smoothing],
   );
   const held = useHeldStep(cursor);
   if (series.error) return <Failure error={series.error} what="The curves cannot be read." />;
@@ -99,7 +99,7 @@ export function Charts() {
             book={book}
             tall={index === 0}
             logX={logX}
-            logY={logged.includes(spec.id)}
+            logY={logged.includes(spec.id) !== (spec.log ?? false)}
             onLogY={() => toggleLog(spec.id)}
             window={window}
             onWindow={setWindow}
@@ -143,6 +143,7 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
       ...interruptions(book, detail),
       range: book.range(),
       stacked: spec.stacked ?? false,
+      zero: spec.zero ?? false,
     });
     const points = (): { shown: number; total: number } => {
       const line = spec.lines[0];
@@ -196,10 +197,10 @@ function useNames(store: RunStore, known: string[]): string[] {
 function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, window: Window) {
   const [epoch, setEpoch] = useState(0); // grows when so many live rows are held that a fresh base is cheaper
   const names = specs.flatMap(({ lines }) => lines.map(({ table, key }) => (table === "validation" ? `validation/${key}` : key)));
-  const wanted = [...new Set([...names, ...(x === "step" ? [] : ["step"])])].sort().join(",");
+  const wanted = [...new Set(names)].sort().join(",");
   const whole = useQuery({
-    queryKey: ["run", id, "series", x, wanted, null, store.key, store.skips, epoch],
-    queryFn: ({ signal }) => fetchSeries(id, x, wanted, null, signal),
+    queryKey: ["run", id, "series", wanted, store.key, store.skips, epoch],
+    queryFn: ({ signal }) => fetchSeries(id, "step", wanted, null, signal),
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
     enabled: specs.length > 0,

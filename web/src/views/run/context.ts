@@ -68,9 +68,16 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
       if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });
       if (event.type === "complete") void client.invalidateQueries({ queryKey: ["models"] });
     });
+    let status = "";
+    const endStatus = made.subscribe(() => {
+      const now = made.run?.status ?? "";
+      if (status && now !== status) void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
+      status = now; // a crash, for one, is no event
+    });
     setStore(made);
     expose(made);
     return () => {
+      endStatus();
       end();
       made.close();
       setStore(null);

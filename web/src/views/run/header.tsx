@@ -123,7 +123,7 @@ function MoreMenu({ run }: { run: RunSummary }) {
           <Menu.Item onClick={() => navigate(`/new?from=${name}`)}>New run like this</Menu.Item>
           <Menu.Item onClick={() => patch.mutate({ id: run.id, pinned: !detail.pinned }, { onError: sayError })}>{detail.pinned ? "Unpin" : "Pin"}</Menu.Item>
           <Menu.Item onClick={() => setDialog("labels")}>Tags and note</Menu.Item>
-          <Menu.Item onClick={() => void navigator.clipboard.writeText(detail.command).then(() => say("Command copied."), sayError)}>Copy as command</Menu.Item>
+          <Menu.Item onClick={() => void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)}>Copy as command</Menu.Item>
           <Menu.Item color="var(--bad)" disabled={!run.actions.includes("delete")} onClick={() => setDialog("delete")}>
             Delete ({formatBytes(detail.bytes)})
           </Menu.Item>

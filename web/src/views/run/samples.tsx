@@ -1,5 +1,5 @@
 import { ActionIcon, Slider, Switch, Tooltip } from "@mantine/core";
-import { useEffect, useRef, useState } from "react";
+import { Fragment, useEffect, useRef, useState } from "react";
 import type { SampleEvent } from "../../api/types";
 import { useCursorStep } from "../../charts/cursor";
 import { formatInteger } from "../../format";
@@ -154,9 +154,8 @@ function Cell({ sample, before: earlier }: { sample: SampleEvent | undefined; be
     <>
       {diffWords(earlier.text ?? "", text).map((piece, index) => {
         const key = `${index}${piece.change}`;
-        if (piece.change === "added") return <ins key={key}>{piece.text} </ins>;
-        if (piece.change === "removed") return <del key={key}>{piece.text} </del>;
-        return <span key={key}>{piece.text} </span>;
+        const Tag = ({ added: "ins", removed: "del", same: "span" } as const)[piece.change];
+        return <Fragment key={key}><Tag>{piece.text}</Tag> </Fragment>;
       })}
     </>
   );
