@@ -95,6 +95,15 @@ def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
     return best
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's generators of the CPU and of this device.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from limner.config.train import TrainConfig
+from limner.device import free_memory
 from limner.models.captioner import PrefixConditioningVLM, build_captioner
 from limner.models.lora import Lora, add_lora
 from limner.models.stock import read_captioner
@@ -69,3 +72,32 @@ def _from_base(config: TrainConfig, lora: Lora | None, say: Callable[[str], None
     else:
         vlm.open_encoder()
     return vlm
+
+
+MEMORY_SHARE = 0.5
+"""How much of the free memory activations may take before they are recomputed instead."""
+
+
+def activation_bytes(vlm: PrefixConditioningVLM, positions: int, dtype: torch.dtype) -> int:
+    """What the decoder keeps for its backward pass: about 34 numbers of two bytes for each position, layer and
+    channel (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1, without the attention maps, which SDPA does
+    not keep)."""
+    config = vlm.language_model.config
+    return 17 * positions * config.num_hidden_layers * config.hidden_size * dtype.itemsize
+
+
+def checkpoint_activations(
+    vlm: PrefixConditioningVLM, positions: int, config: TrainConfig, dtype: torch.dtype
+) -> bool:
+    """Turns activation checkpointing on where it is asked for, or (auto) where memory needs it.
+
+    Args:
+        positions: the most positions of a micro-batch. Returns: whether it is on.
+    """
+    on = config.gradient_checkpointing == "on"
+    if config.gradient_checkpointing == "auto":
+        on = activation_bytes(vlm, positions, dtype) > MEMORY_SHARE * free_memory(vlm.device)
+    if on:
+        vlm.language_model.activation_checkpointing_enable()
+        vlm.language_model.enable_input_require_grads()  # frozen embeddings would cut the graph off
+    return on

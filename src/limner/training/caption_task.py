@@ -24,11 +24,11 @@ from limner.data.packing import LengthBuckets, block_mask, caption_tokens, pack_
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
 from limner.evaluation import Scorer
-from limner.evaluation.meteor import find_meteor
+from limner.evaluation.meteor import Meteor, find_meteor
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import expressible, save_captioner
 from limner.training.caption_inputs import prepare_inputs
-from limner.training.caption_model import build_model
+from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 
 NUM_PROBES = 6
@@ -96,7 +96,8 @@ class CaptionTask(Task):
 
     # -- preparation -----------------------------------------------------------------------------------------
 
-    def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+    def load(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+        """Records and model, but no picture yet."""
         config = self.config
         splits = self.load_records(progress)
         self.records: dict[str, list[Record]] = {
@@ -118,13 +119,20 @@ class CaptionTask(Task):
         self.vlm.to(device)
         self.model = self.captioner = CaptionLoss(self.vlm)
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+
+    def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
+        self.load(device, precision, progress)
         self.inputs, self.records = prepare_inputs(
             self.vlm, self.records, self.pixels, self.config, self.say, progress
         )
         self.num_examples = len(self.records["train"])
-        self._tokenize()
+        self.tokenize()
+        self.scorer, self.meteor = self._metrics()
+        if checkpoint_activations(self.vlm, self._positions(), self.config, precision):
+            self.say("Activations are recomputed in the backward pass: they would not fit into memory.")
 
-    def _tokenize(self) -> None:
+    def tokenize(self) -> None:
+        """Token ids of every caption, and the epoch order that puts rows of like length together."""
         tokenizer, cut = self.vlm.tokenizer, 0
         encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
         self.tokens: dict[str, list[list[list[int]]]] = {}
@@ -139,16 +147,24 @@ class CaptionTask(Task):
         total = sum(len(captions) for of_split in self.tokens.values() for captions in of_split)
         if cut:
             self.say(f"{cut:,} of {total:,} captions are longer than {self.config.max_length} tokens and are cut.")
-        chosen = self.records["validation"][: self.config.eval_images]
-        self.scorer = Scorer({str(index): record.captions for index, record in enumerate(chosen)})
-        # NLTK's METEOR stays in this process; the reference's Java would take a core from the training.
-        self.meteor = find_meteor("nltk") if find_spec("nltk") else None
-        if self.meteor is None:
-            self.directions = {name: way for name, way in self.directions.items() if name != "METEOR"}  # type: ignore[misc]
         lengths = np.array([sum(map(len, captions)) for captions in self.tokens["train"]])
         loop = self.config.loop()
         window = loop.batch_size * loop.accumulation
         self.arrange = LengthBuckets(lengths, loop.batch_size, self.config.seed, window)  # type: ignore[method-assign]
+
+    def _metrics(self) -> tuple[Scorer, Meteor | None]:
+        """What scores the fixed validation pictures at every evaluation."""
+        chosen = self.records["validation"][: self.config.eval_images]
+        # NLTK's METEOR stays in this process; the reference's Java would take a core from the training.
+        meteor = find_meteor("nltk") if find_spec("nltk") else None
+        if meteor is None:
+            self.directions = {n: way for n, way in self.directions.items() if n != "METEOR"}  # type: ignore[misc]
+        return Scorer({str(index): record.captions for index, record in enumerate(chosen)}), meteor
+
+    def _positions(self) -> int:
+        """The most positions that a micro-batch of the longest rows holds."""
+        longest = max(sum(map(len, captions)) for captions in self.tokens["train"])
+        return self.config.batch_size * (self.vlm.num_prompt_tokens + longest)
 
     def facts(self) -> dict[str, Any]:
         counts = self.vlm.parameter_counts()
