@@ -29,6 +29,10 @@ WORDS = [
     *("sat", "on", "green", "water", "and", "looked", "at", "two", "pale", "moons"),
 ]
 
+_HEADER = b'{"weight":{"dtype":"F32","shape":[10,25],"data_offsets":[0,1000]}}'
+SAFETENSORS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(1000)
+"""250 parameters, all zero."""
+
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,6 +72,10 @@ class FakeRun:
         else:
             settings = {"lr": 3e-4, "seed": 42, "device": "cpu", "fake_steps": args.fake_steps}
             self.run = create_run(args.runs_dir, name, args.verb, settings)
+        if args.resume:  # as it was begun
+            settings = self.run.config["config"]
+            steps = settings.get("fake_steps") or settings.get("steps") or settings.get("max_steps")
+            args.fake_steps = steps or args.fake_steps
         self.writer = EventWriter(self.run.events_path)
         self.commands = CommandQueue(self.run.path)
         self.unit = "tokens" if args.verb == "pretrain" else "captions"
@@ -173,7 +181,7 @@ class FakeRun:
         aside.mkdir(exist_ok=True)
         state = json.dumps({"step": self.step}).encode()
         (aside / "state.json").write_bytes(state)
-        (aside / "model.safetensors").write_bytes(b"\0" * 4096)
+        (aside / "model.safetensors").write_bytes(SAFETENSORS)
         metrics = {"eval_loss": 1.3 + 9.0 * math.exp(-self.step / 60)}
         files = {"state.json": {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}}
         (aside / "manifest.json").write_text(json.dumps({"step": self.step, "metrics": metrics, "files": files}))
@@ -263,6 +271,7 @@ class FakeRun:
         self.run.model_path.mkdir(exist_ok=True)
         config = {"model_type": "gpt2" if args.verb == "pretrain" else "llava", "limner_fake": True}
         (self.run.model_path / "config.json").write_text(json.dumps(config))
+        (self.run.model_path / "model.safetensors").write_bytes(SAFETENSORS)
         self.event("complete", reason="completed", metrics={"eval_loss": 1.3}, interrupted=False)
         return 0
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from limner.cli.parse import parse
-from limner.cli.serve import listen
+from limner.cli.serve import listen, serve_at
 from limner.config.serve import ServeConfig
 from limner.server.app import create_server
 
@@ -27,15 +25,7 @@ def main() -> None:
     server = create_server(config, FAKE_TRAINER, FAKE_WORKER)
     listener = listen(config.host, config.port)
     print(f"Limner is at http://127.0.0.1:{listener.getsockname()[1]}/?token={server.token}", flush=True)
-    settings = uvicorn.Config(
-        server.application,
-        log_level="warning",
-        ws_max_size=65_536,
-        ws_max_queue=8,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=1,
-    )
-    uvicorn.Server(settings).run(sockets=[listener])
+    serve_at(listener, server.application)
 
 
 if __name__ == "__main__":

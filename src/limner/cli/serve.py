@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import sys
+from typing import Any
 
 from limner.cli.parse import parse
 from limner.config.serve import ServeConfig
@@ -15,8 +17,6 @@ PORTS_TRIED = 100
 def run(argv: list[str]) -> int:
     config = parse(ServeConfig, argv, "limner serve")
     try:
-        import uvicorn
-
         from limner.server.app import create_server
         from limner.server.security import allowed_hint
     except ModuleNotFoundError as error:
@@ -37,8 +37,16 @@ def run(argv: list[str]) -> int:
     )
     if config.browser:
         _open_browser(address)
+    serve_at(listener, server.application)
+    return 0
+
+
+def serve_at(listener: socket.socket, application: Any) -> None:
+    """Serves until it is told to stop."""
+    import uvicorn
+
     settings = uvicorn.Config(
-        server.application,
+        application,
         log_level="warning",
         ws_max_size=65_536,
         ws_max_queue=8,
@@ -46,8 +54,9 @@ def run(argv: list[str]) -> int:
         timeout_graceful_shutdown=2,
         server_header=False,
     )
+    # A refused WebSocket handshake is answered properly, and uvicorn still calls it an error of ours.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "completing handshake" not in record.getMessage())
     uvicorn.Server(settings).run(sockets=[listener])
-    return 0
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -123,7 +123,7 @@ class Guard:
             return await self.app(scope, receive, send)
         if await self._exchange(scope, headers, receive, send):
             return None
-        return await self.app(scope, self._bounded(receive, limit), _with_headers(send))
+        return await self._bounded(scope, receive, _with_headers(send), limit)
 
     # -- the checks --------------------------------------------------------------------------------------------
 
@@ -214,20 +214,27 @@ class Guard:
             flag="--max-upload-mb",
         )
 
-    def _bounded(self, receive: Receive, limit: int) -> Receive:
-        """Counts what comes, for a body that does not tell its length."""
-        received = 0
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """The application, for a body that does not tell its length: it is counted as it comes."""
+        received, overflown = 0, False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, overflown
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > limit:
-                    raise self._too_large(limit)
+            received += len(message.get("body", b""))
+            if received > limit:
+                overflown = True
+                raise self._too_large(limit)
             return message
 
-        return counted
+        async def answered(message: Message) -> None:
+            # Whatever the application makes of a body that breaks off, the answer is that it was too large.
+            if not overflown:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                await _refuse(scope, receive, send, self._too_large(limit))
+
+        await self.app(scope, counted, answered)
 
 
 def session_cookie(scope: Scope, clear: bool = False) -> str:

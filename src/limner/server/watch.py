@@ -84,7 +84,7 @@ class Runs:
                 with self._lock:
                     watched = self._watched.get(name)
                     if watched is None or watched.run.path != root / name:
-                        watched = Watched(Run(root / name), recorded=root == self.recorded_dir)
+                        watched = Watched(_opened(root / name), recorded=root == self.recorded_dir)
                         self._watched[name] = watched
                 watched.used = time.monotonic()
                 return watched
@@ -207,6 +207,23 @@ def _is_run(root: Path, name: str) -> bool:
         return not path.is_symlink() and (path / "config.json").is_file()
     except OSError:  # a name that is too long for the file system
         return False
+
+
+def _opened(path: Path) -> Run:
+    """The run, if its ``config.json`` is one.
+
+    Raises:
+        Refusal: it is not.
+    """
+    run = Run(path)
+    try:
+        config = run.config
+        whole = isinstance(config["verb"], str) and isinstance(config["config"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise Refusal("not_found", f"{path / 'config.json'} does not describe a run.", field="id")
+    return run
 
 
 def inside(folder: Path, name: str, what: str) -> Path:

@@ -184,7 +184,7 @@ def _settings(runs: Runs, order: Order) -> RunConfig:
         given = order.config.get(field)
         if given and not (field == "runs_dir" and Path(str(given)) == runs.runs_dir):
             raise Refusal("wrong_input", f"config.{field} cannot be set here: {instead}.", field=f"config.{field}")
-    name = order.name or order.config.get("name")
+    name = order.name if order.name is not None else order.config.get("name")
     if name is not None:
         try:
             check_name(str(name))

@@ -1,0 +1,140 @@
+"""What is told of runs: numbers as they were logged, non-finite ones as what they are, deletions as asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import write_run
+from starlette.testclient import TestClient
+
+
+def test_list_and_detail(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "older", [3.0, 2.0])
+    write_run(runs_dir, "newer", [5.0, 4.0, 3.0], complete=False)
+    answer = client.get("/api/runs")
+    runs = answer.json()["runs"]
+    assert [run["id"] for run in runs] == ["newer", "older"] and answer.json()["active"] == ["newer"]
+    assert (runs[0]["status"], runs[0]["step"], runs[0]["total_steps"]) == ("running", 3, 3)
+    assert (runs[1]["status"], runs[1]["actions"]) == ("completed", ["delete"])
+    assert runs[0]["sparkline"] == [5, 4, 3] and runs[0]["last"]["tokens"] == 24
+    assert client.get("/api/runs", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+    detail = client.get("/api/runs/newer").json()
+    assert detail["metrics"] == ["loss", "learning_rate", "tokens"]
+    assert detail["attempts"][0]["last_step"] == 3 and detail["counts"] == {"start": 1, "metrics": 3}
+    assert client.get("/api/runs/newer/config").json()["config"] == {"lr": 3e-4}
+
+
+def test_nonfinite_numbers_are_shown_as_what_they_are(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "odd", [math.nan, math.inf, -math.inf, 0.0, 1.5])
+    series = client.get("/api/runs/odd/series?metrics=loss").json()
+    values = series["tables"]["metrics"]["segments"][0]["series"]["loss"]["value"]
+    assert values == ["NaN", "Infinity", "-Infinity", 0.0, 1.5]
+    events = client.get("/api/runs/odd/events?types=metrics").json()["events"]
+    assert [event["loss"] for event in events] == ["NaN", "Infinity", "-Infinity", 0.0, 1.5]
+    summary = client.get("/api/runs").json()["runs"][0]
+    assert summary["sparkline"] == ["NaN", "NaN", "NaN", 0.0, 1.5] or None in summary["sparkline"]
+    assert client.get("/api/runs/odd/report").json()["status"] == "completed"
+
+
+def test_events_by_range_and_type(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "r", [float(k) for k in range(50)])
+
+    def seqs(query: str) -> list[int]:
+        return [event["seq"] for event in client.get(f"/api/runs/r/events?{query}").json()["events"]]
+
+    assert seqs("after_seq=10&limit=3") == [11, 12, 13]
+    assert seqs("before_seq=5") == [1, 2, 3, 4]
+    assert seqs("newest=true&limit=2") == [51, 52]
+    assert seqs("types=start,complete") == [1, 52]
+    assert seqs("after_seq=1000") == []
+    page = client.get("/api/runs/r/events?limit=10").json()
+    assert (page["from"], page["to"], page["last_seq"], page["more"]) == (1, 10, 52, True)
+    error = client.get("/api/runs/r/events?types=nonsense").json()["error"]
+    assert error["field"] == "types" and "validation" in error["message"]
+
+
+def test_labels(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "r", [1.0])
+    client.patch("/api/runs/r", json={"tags": ["good"], "note": "hm"})
+    told = client.patch("/api/runs/r", json={"pinned": True}).json()
+    assert (told["tags"], told["note"], told["pinned"]) == (["good"], "hm", True)
+    assert client.patch("/api/runs/r", json={"colour": "red"}).json()["error"]["field"] == "colour"
+    (runs_dir / "r" / "labels.json").write_text("{broken")
+    assert client.get("/api/runs/r").json()["tags"] == []
+
+
+def test_delete_tells_its_size_and_refuses_what_is_at_work(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "active", [1.0], complete=False)  # this very process is its trainer
+    done = write_run(runs_dir, "done", [1.0])
+    size = sum(path.stat().st_size for path in done.rglob("*") if path.is_file())
+    answer = client.delete("/api/runs/active")
+    assert (answer.status_code, answer.json()["error"]["state"]) == (409, "running")
+    assert client.get("/api/runs/done").json()["bytes"] == size
+    assert client.delete("/api/runs/done").json() == {"id": "done", "bytes": size}
+    assert not done.exists() and client.get("/api/runs/done").status_code == 404
+    assert not list(runs_dir.glob(".deleted*"))
+
+
+def test_log_tail_and_following(client: TestClient, runs_dir: Path) -> None:
+    folder = write_run(runs_dir, "r", [1.0])
+    assert client.get("/api/runs/r/log").json() == {"lines": [], "text": None, "offset": 0, "size": 0}
+    (folder / "log.txt").write_text("".join(f"line {k}\n" for k in range(300)))
+    tail = client.get("/api/runs/r/log?lines=2").json()
+    assert tail["lines"] == ["line 298", "line 299"]
+    with open(folder / "log.txt", "a") as file:
+        file.write("more\n")
+    followed = client.get(f"/api/runs/r/log?offset={tail['offset']}").json()
+    assert (followed["text"], followed["offset"]) == ("more\n", tail["offset"] + 5)
+
+
+def test_a_damaged_log_is_shown_as_far_as_it_goes(client: TestClient, runs_dir: Path) -> None:
+    folder = write_run(runs_dir, "r", [1.0, 2.0], complete=False)
+    with open(folder / "events.jsonl", "a") as file:
+        file.write(
+            'not json\n{"seq":99}\n[]\n{"seq":4,"attempt":1,"step":3,"time":1.0,"type":"metrics","loss":3}\n{"torn'
+        )
+    detail = client.get("/api/runs/r").json()
+    assert (detail["seq"], detail["damaged_lines"]) == (4, 3)
+    events = client.get("/api/runs/r/events").json()["events"]
+    assert [event["seq"] for event in events] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "null", '{"verb": 3, "config": []}'])
+def test_a_config_that_is_none_does_not_hide_the_others(client: TestClient, runs_dir: Path, body: str) -> None:
+    write_run(runs_dir, "good", [1.0])
+    (runs_dir / "bad").mkdir()
+    (runs_dir / "bad" / "config.json").write_text(body)
+    assert "good" in [run["id"] for run in client.get("/api/runs").json()["runs"]]
+    assert client.get("/api/runs/bad").status_code < 500
+
+
+def test_checkpoints(client: TestClient, runs_dir: Path) -> None:
+    folder = write_run(runs_dir, "r", [1.0])
+    for step in (5, 10):
+        path = folder / "checkpoints" / f"step-{step:06d}"
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"x" * 100)
+        files = {"model.safetensors": {"bytes": 100, "sha256": "abc"}}
+        (path / "manifest.json").write_text(
+            json.dumps({"step": step, "metrics": {"eval_loss": 2.0}, "files": files})
+        )
+    (folder / "checkpoints" / "step-000015").mkdir()  # no manifest: none
+    found = client.get("/api/runs/r/checkpoints").json()["checkpoints"]
+    assert [(c["name"], c["step"], c["sha256"]) for c in found] == [
+        ("step-000005", 5, "abc"),
+        ("step-000010", 10, "abc"),
+    ]
+    assert found[0]["model"] == "run:r/step-000005"
+    assert client.delete("/api/runs/r/checkpoints/step-000005").json()["bytes"] > 100
+    assert not (folder / "checkpoints" / "step-000005").exists()
+    assert client.delete("/api/runs/r/checkpoints/step-000005").status_code == 404
+
+
+def test_unknown_things_are_404_in_one_shape(client: TestClient) -> None:
+    for path in ("/api/runs/none", "/api/runs/none/events", "/api/nothing", "/api/schemas/demo"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
+    assert client.post("/api/runs/none/pause").json()["error"]["code"] == "not_found"

@@ -1,0 +1,219 @@
+"""Runs are started, queued, steered, killed; they outlive the server, and a new server steers them on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAKE_TRAINER, ServerProcess, until
+from starlette.testclient import TestClient
+
+
+def status(server: ServerProcess, run: str) -> str:
+    return server.get(f"/api/runs/{run}")["status"]
+
+
+def started(server: ServerProcess, name: str, **config: Any) -> dict[str, Any]:
+    body = {"verb": "pretrain", "name": name, "config": {"device": "cpu", **config}}
+    return server.post("/api/runs", body, 201)
+
+
+def test_start_pause_sample_resume_stop_resume(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    started(server, "r", steps=150)
+    until(lambda: server.get("/api/runs/r")["step"] > 3, 10)
+    command = server.post("/api/runs/r/pause")["command"]
+    until(lambda: status(server, "r") == "paused", 5)
+    held = server.get("/api/runs/r")["step"]
+    paused = server.get("/api/runs/r/events?types=paused")["events"]
+    assert paused[0]["command"] == command
+    answer = server.post("/api/runs/r/sample?wait=10", {"prompt": "Hello"})
+    assert answer["event"]["prompt"] == "Hello" and answer["event"]["command"] == answer["command"]
+    refused = server.http.post("/api/runs/r/pause")
+    assert (refused.status_code, refused.json()["error"]["state"]) == (409, "paused")
+    assert server.get("/api/runs/r")["step"] == held  # nothing moved meanwhile
+    server.post("/api/runs/r/resume")
+    until(lambda: server.get("/api/runs/r")["step"] > held, 5)
+    server.post("/api/runs/r/note", {"text": "going well"})
+    server.post("/api/runs/r/checkpoint")
+    until(lambda: server.get("/api/runs/r/events?types=note")["events"], 5)
+    server.post("/api/runs/r/stop")
+    until(lambda: status(server, "r") == "stopped", 5)
+    stopped = server.get("/api/runs/r")
+    assert stopped["resumable"] and stopped["actions"] == ["resume", "delete"]
+    server.post("/api/runs/r/resume")
+    done = until(lambda: (found := server.get("/api/runs/r"))["status"] == "completed" and found, 15)
+    assert (done["step"], [a["attempt"] for a in done["attempts"]]) == (150, [1, 2])
+    assert len(done["pauses"]) == 1 and done["pauses"][0]["to"] > done["pauses"][0]["from"]
+    until(lambda: json.loads((runs_dir / "r" / "launch.json").read_text())["returncode"] == 0, 3)
+    assert "Run 'r'" in server.get("/api/runs/r/log")["lines"][0]
+
+
+def test_one_run_a_device_in_turn(serve: Callable[..., ServerProcess]) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    assert started(server, "first", steps=40)["status"] == "running"
+    assert [started(server, name, steps=5)["queue_position"] for name in ("b", "c", "d")] == [1, 2, 3]
+    assert server.get("/api/runs/b")["actions"] == ["stop", "delete"]
+    order = server.post("/api/queue/d/move", {"position": 1}, 200)["queue"]
+    assert [waiting["id"] for waiting in order] == ["d", "b", "c"]
+    server.post("/api/runs/b/stop")
+    assert [waiting["id"] for waiting in server.get("/api/queue")["queue"]] == ["d", "c"]
+    until(lambda: status(server, "c") == "completed", 15)
+    begin = {name: server.get(f"/api/runs/{name}")["started"] for name in ("first", "d", "c")}
+    assert begin["first"] < begin["d"] < begin["c"]
+    assert status(server, "b") == "queued" and server.get("/api/runs/b")["queue_position"] is None
+    server.post("/api/runs/b/resume")
+    until(lambda: status(server, "b") == "completed", 10)
+
+
+def test_a_server_that_is_killed_touches_no_run_and_its_heir_steers_on(
+    serve: Callable[..., ServerProcess], runs_dir: Path
+) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    started(server, "r", steps=2000)
+    started(server, "waits", steps=3)
+    until(lambda: server.get("/api/runs/r")["step"] > 20, 10)
+    server.kill(signal.SIGKILL)
+    size = (runs_dir / "r" / "events.jsonl").stat().st_size
+    until(lambda: (runs_dir / "r" / "events.jsonl").stat().st_size > size, 5)
+    server.start()
+    series = server.get("/api/runs/r/series?metrics=loss&points=4000")["tables"]["metrics"]["segments"][0]
+    assert series["axes"]["step"] == list(range(1, len(series["axes"]["step"]) + 1))  # the whole curve, no gap
+    assert server.get("/api/runs/waits")["queue_position"] == 1
+    server.post("/api/runs/r/pause")
+    until(lambda: status(server, "r") == "paused", 5)
+    server.post("/api/runs/r/stop")
+    until(lambda: status(server, "r") == "stopped", 5)
+    until(lambda: status(server, "waits") == "completed", 10)
+
+
+def test_a_killed_trainer_is_seen_within_five_seconds(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    started(server, "r", steps=60)
+    until(lambda: server.get("/api/runs/r")["step"] > 25, 10)
+    os.kill(json.loads((runs_dir / "r" / "launch.json").read_text())["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    crashed = until(lambda: (found := server.get("/api/runs/r"))["status"] == "crashed" and found, 5)
+    assert time.monotonic() - began < 5
+    until(lambda: server.get("/api/runs/r")["detail"] == "killed by SIGKILL", 5)
+    assert crashed["log_tail"][0].startswith("Run 'r'") and crashed["resumable"]
+    assert crashed["actions"] == ["resume", "delete"]
+    server.post("/api/runs/r/resume")
+    done = until(lambda: (found := server.get("/api/runs/r"))["status"] == "completed" and found, 15)
+    assert [attempt["first_step"] for attempt in done["attempts"]] == [0, 20]
+    segments = server.get("/api/runs/r/series?metrics=loss")["tables"]["metrics"]["segments"]
+    assert [segment["axes"]["step"][0] for segment in segments] == [1, 21]  # drawn as it was
+
+
+def test_kill_and_the_exit_code_of_a_trainer_that_never_began(serve: Callable[..., ServerProcess]) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    started(server, "r", steps=4000)
+    until(lambda: server.get("/api/runs/r")["step"] > 1, 10)
+    server.post("/api/runs/r/kill")
+    until(lambda: server.get("/api/runs/r")["detail"] == "killed by SIGKILL", 5)
+    assert server.http.post("/api/runs/r/kill").status_code == 409
+    other = serve(FAKE_EXIT_AT_START=3)
+    started(other, "never")
+    failed = until(lambda: (found := other.get("/api/runs/never"))["status"] == "failed" and found, 10)
+    assert failed["detail"] == "exit code 3" and "leaves before it begins" in failed["log_tail"][-1]
+
+
+def test_a_run_of_the_terminal_is_live_and_steerable(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:
+    server = serve()
+    argv = [*FAKE_TRAINER, "train", "--runs-dir", str(runs_dir), "--name", "own", "--steps", "900"]
+    process = subprocess.Popen([*argv, "--fake-interval", "0.02"], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: (runs_dir / "own" / "events.jsonl").is_file() and status(server, "own") == "running", 10)
+        assert started(server, "second", steps=3)["queue_position"] == 1  # its device is taken
+        until(lambda: server.get("/api/runs/own/samples")["probes"], 10)
+        probe = server.get("/api/runs/own/samples")["probes"][0]
+        picture = server.http.get(f"/api/runs/own/samples/{probe['image']}")
+        assert picture.headers["content-type"] == "image/png" and picture.content.startswith(b"\x89PNG")
+        assert server.http.post("/api/runs/own/sample", json={"image": "../../config.json"}).status_code == 404
+        server.post("/api/runs/own/stop")
+        assert process.wait(10) == 0
+        until(lambda: status(server, "second") == "completed", 10)
+    finally:
+        process.kill()
+
+
+def test_older_forms(serve: Callable[..., ServerProcess]) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    assert server.get("/api/train/status") == {"status": "idle", "run_id": None}
+    assert server.post("/api/train/pause", status=409)["error"]["state"] == "idle"
+    run = server.post("/api/train/start", {"config": "nano", "steps": 1000, "name": "old"}, 201)["run_id"]
+    assert run == "old"
+    until(lambda: server.get("/api/train/status")["step"] > 1, 10)
+    server.post("/api/train/pause", status=200)
+    until(lambda: server.get("/api/train/status")["status"] == "paused", 5)
+    server.post("/api/train/resume", status=200)
+    until(lambda: server.get("/api/train/status")["status"] == "running", 5)
+    server.post("/api/train/stop", status=200)
+    until(lambda: server.get("/api/train/status")["status"] == "stopped", 5)
+
+
+def test_wrong_settings_name_their_field(client: TestClient) -> None:
+    for config, field in (
+        ({"lr": -1}, "config.lr"),
+        ({"no_such": 1}, "config.no_such"),
+        ({"batch_size": "many"}, "config.batch_size"),
+        ({"resume": "x"}, "config.resume"),
+        ({"runs_dir": "/etc"}, "config.runs_dir"),
+    ):
+        answer = client.post("/api/runs", json={"verb": "pretrain", "config": config})
+        assert answer.status_code == 422 and answer.json()["error"]["field"] == field, answer.text
+        checked = client.post("/api/runs/check", json={"verb": "pretrain", "config": config}).json()
+        assert not checked["valid"] and checked["problems"][0]["field"] == field
+    for name in ("../x", ".hidden", "", "a/b", "x" * 200):
+        assert client.post("/api/runs", json={"verb": "pretrain", "name": name}).status_code == 422
+    assert client.post("/api/runs", json={"verb": "rm"}).json()["error"]["field"] == "verb"
+
+
+def test_check_gives_the_command(client: TestClient, runs_dir: Path) -> None:
+    order = {
+        "verb": "pretrain",
+        "name": "x",
+        "config": {"lr": 1e-3, "sample_prompt": ["a b", "c"], "compile": False},
+    }
+    checked = client.post("/api/runs/check", json=order).json()
+    assert checked["valid"] and checked["config"]["lr"] == 1e-3
+    assert checked["argv"][:2] == ["limner", "pretrain"] and "'a b'" in checked["command"]
+    assert not list(runs_dir.glob("x"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [
+        ("pretrain", {"sample_prompt": ("Once", "a b"), "lr": 1e-5, "compile": True, "save": True, "name": "n"}),
+        ("pretrain", {"compile": False, "context_length": 64, "report_to": ("tensorboard",), "threads": 1}),
+        ("train", {"dataset": ("a", "b"), "lora": False, "freeze_vision": False, "sample": 10}),
+        ("train", {"dataset": ("a", "b"), "dataset_weights": (0.5, 1.5), "augment": True}),
+    ],
+)
+def test_the_command_line_means_the_same_settings(verb: str, settings: dict[str, Any]) -> None:
+    from limner.cli.parse import parse
+    from limner.config import command_line
+    from limner.server.verbs import config_type
+
+    config = config_type(verb).model_validate(settings)
+    argv = command_line(verb, config)
+    assert argv[:2] == ["limner", verb]
+    assert parse(config_type(verb), argv[2:], "limner") == config
+
+
+def test_schemas_and_presets(client: TestClient) -> None:
+    schemas = client.get("/api/schemas").json()
+    assert schemas["pretrain"]["properties"]["lr"]["description"] == "Peak learning rate."
+    assert schemas["pretrain"]["properties"]["lr"]["default"] == 3e-4
+    for preset in client.get("/api/presets").json()["presets"]:
+        body = {"verb": preset["verb"], "config": preset["config"]}
+        checked = client.post("/api/runs/check", json=body).json()
+        assert checked["valid"], checked
+    assert "tiny" in [corpus["name"] for corpus in client.get("/api/corpora").json()["corpora"]]
