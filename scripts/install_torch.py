@@ -32,7 +32,9 @@ def main() -> int:
         return 0 if pip("--index-url", sys.argv[1], requirement) else 1
     if shutil.which("nvidia-smi") is None and pip("--only-binary", ":all:", f"{requirement}+cpu"):
         return 0
-    print("pip offers no CPU build of PyTorch here; taking its default build (TORCH_INDEX=... names another index).")
+    print(
+        "pip offers no CPU build of PyTorch here; taking its default build (TORCH_INDEX=... names another index)."
+    )
     return 0 if pip(requirement) else 1
 
 

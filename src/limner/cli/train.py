@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from limner.cli.parse import option, parse
 from limner.config.train import TrainConfig
 
 if TYPE_CHECKING:
+    from limner.data.records import Splits
+    from limner.training.task import Progress
     from limner.training.trainer import Result
 
 ENVIRONMENT = {
@@ -31,7 +34,6 @@ def run(argv: list[str]) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
-    from limner.data.catalogue import load_dataset_by_name
     from limner.training.caption_task import CaptionTask
     from limner.training.trainer import train
 
@@ -40,7 +42,7 @@ def run(argv: list[str]) -> int:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    task = CaptionTask(config, lambda progress: load_dataset_by_name(config, progress, say), say=say)
+    task = CaptionTask(config, lambda progress: load_records(config, progress, say), say=say)
     if config.plan:
         from limner.training.caption_plan import plan
 
@@ -70,12 +72,29 @@ def configuration(argv: list[str]) -> TrainConfig:
     return config.with_preset()
 
 
+def load_records(config: TrainConfig, progress: Progress, say: Callable[[str], None]) -> Splits:
+    """The records of the data sets that ``config`` names, and a sentence about them."""
+    from limner.data.catalogue import describe, load_dataset_by_name
+    from limner.data.catalogue.rows import Options
+
+    options = Options(
+        cache_dir=config.cache_dir,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        skip_bad_images=config.skip_bad_images,
+        say=say,
+    )
+    splits = load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)
+    say(f"Data: {describe(splits)}.")
+    return splits
+
+
 def subject(config: TrainConfig) -> str:
     """What a default run name tells of the data: "flickr+coco", "my_photos"."""
     return "+".join(Path(name).stem if Path(name).exists() else name.split("/")[-1] for name in config.dataset)
 
 
-def _finish(result: Result, config: TrainConfig, say) -> None:
+def _finish(result: Result, config: TrainConfig, say: Callable[[str], None]) -> None:
     model = result.run.model_path
     if config.save_dir is not None:
         shutil.copytree(model, config.save_dir, dirs_exist_ok=True)

@@ -75,7 +75,7 @@ def prepare_inputs(
                 say(f"Cached features differ from computed ones by {cache.relative_error:.1e} (relative).")
             return _by_split(records, rows, lambda of_split: FeatureInputs(cache, of_split))
         say("The disk has no room for them: the encoder runs in every step instead.")
-    return _pixel_inputs(records, settings, config, say, progress)
+    return pixel_inputs(records, settings, progress, say, config.augment, config.skip_bad_images)
 
 
 def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: TrainConfig) -> FeatureCache:
@@ -116,22 +116,29 @@ class FeatureInputs(Inputs):
         return f"features {tokens} x {width}, {self.cache.dtype}, cached in {self.cache.folder}"
 
 
-def _pixel_inputs(
-    records: Records, settings: PixelSettings, config: TrainConfig, say: Say, progress: Progress
+def pixel_inputs(
+    records: Records,
+    settings: PixelSettings,
+    progress: Progress,
+    say: Say = print,
+    augment: bool = False,
+    skip_bad_images: bool = False,
 ) -> tuple[dict[str, Inputs], Records]:
+    """Pixels of every split, and the records that can be read; see `prepare_inputs`. Pictures are kept in memory
+    where it has room, unless every epoch is to see them otherwise."""
     everything = [record for of_split in records.values() for record in of_split]
     height, width = settings.size
     need = len(everything) * height * width * 3
-    if config.augment or need > MEMORY_SHARE * psutil.virtual_memory().available:
-        sound, remarks = check_images(everything, config.skip_bad_images, progress=progress)
+    if augment or need > MEMORY_SHARE * psutil.virtual_memory().available:
+        sound, remarks = check_images(everything, skip_bad_images, progress=progress)
         rows = np.full(len(everything), -1)
         rows[sound] = sound
         kept = None
     else:
-        kept, rows, remarks = _read_all(everything, settings, config.skip_bad_images, progress)
+        kept, rows, remarks = _read_all(everything, settings, skip_bad_images, progress)
     for remark in remarks:
         say(remark)
-    return _by_split(records, rows, lambda own: PixelInputs(everything, own, settings, kept, config.augment))
+    return _by_split(records, rows, lambda own: PixelInputs(everything, own, settings, kept, augment))
 
 
 def _read_all(

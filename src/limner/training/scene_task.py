@@ -15,7 +15,7 @@ from limner.data.packing import caption_tokens, pack_captions
 from limner.data.scenes import PIXELS, make_scene
 from limner.evaluation import cider_d
 from limner.models.captioner import PrefixConditioningVLM, build_captioner
-from limner.training.caption_inputs import PixelInputs
+from limner.training.caption_inputs import pixel_inputs
 from limner.training.caption_task import CaptionLoss, CaptionTask
 from limner.training.scene_help import CellHeads, cell_labels
 from limner.training.scratch import scratch_decoder, scratch_encoder, scratch_tokenizer
@@ -87,7 +87,7 @@ class SceneTask(CaptionTask):
         self.validation = [make_scene(i, "validation", config.seed) for i in range(half)]
         self.validation += [make_scene(i, "validation-held-out", config.seed) for i in range(half)]
         self.records = {"validation": [scene.record() for scene in self.validation]}
-        self.inputs = PixelInputs.of_splits(self.records, self.pixels, progress)
+        self.inputs, self.records = pixel_inputs(self.records, self.pixels, progress)
 
     def facts(self) -> dict[str, Any]:
         return {
