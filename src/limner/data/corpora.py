@@ -119,7 +119,7 @@ def _verdict(cache_dir: Path) -> Corpus:
     return Corpus("verdict", (story,))
 
 
-_VERDICT_LETTERS = "0" * 64
+_VERDICT_LETTERS = "6adf687319d9403bd080a2e28d7b0d04fc12666e86479b5f2a6d2b9a9941551d"
 
 
 def _shakespeare(cache_dir: Path) -> Corpus:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,20 +85,16 @@ def _groups(documents: Sequence[str]) -> Iterator[list[str | None]]:
     yield group
 
 
-def _pieces(document: str) -> Iterator[str]:
-    """Cuts a long document between a line's end and a line that does not begin with a space.
+_BREAK = re.compile(r"(?<=\S\n)(?=\S)")
+"""Between a line's end and the next line's beginning, with no other space around: byte-level BPE never joins tokens
+across such a place, so the ids of the pieces are those of the whole."""
 
-    Byte-level BPE never joins tokens across such a place, so the ids are those of the whole document.
-    """
+
+def _pieces(document: str) -> Iterator[str]:
     start = 0
-    while len(document) - start > _PIECE:
-        cut = document.find("\n", start + _PIECE)
-        while cut != -1 and (cut + 1 == len(document) or document[cut + 1].isspace()):
-            cut = document.find("\n", cut + 1)
-        if cut == -1:
-            break
-        yield document[start : cut + 1]
-        start = cut + 1
+    while len(document) - start > _PIECE and (cut := _BREAK.search(document, start + _PIECE)):
+        yield document[start : cut.start()]
+        start = cut.start()
     if start < len(document):
         yield document[start:]
 
