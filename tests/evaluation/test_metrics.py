@@ -38,6 +38,7 @@ def test_scores_equal_those_recorded_from_the_coco_evaluation(real_data: Path, n
         np.testing.assert_allclose(ours, recorded["per_image"][metric], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_meteor_equals_that_recorded(real_data: Path) -> None:
     pytest.importorskip("pycocoevalcap")
     recorded = json.loads((real_data / "metrics" / "edge12.json").read_text())

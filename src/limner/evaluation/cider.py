@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,13 @@ class TfIdf:
     length: int
     """In bigrams, as the published code has it."""
 
+    def unit_weights(self) -> Iterator[tuple[Ngram, float]]:
+        """Every n-gram's weight in the vector of its n, scaled to length one."""
+        for weights, norm in zip(self.weights, self.norms, strict=True):
+            if norm:
+                for ngram, weight in weights.items():
+                    yield ngram, weight / norm
+
     def cosine(self, other: TfIdf) -> float:
         """Mean over the n that both have of the plain cosines: CIDEr without the D; symmetric, at most 1."""
         cosines = [
@@ -92,17 +99,15 @@ class CiderD:
         self._log_frequency: dict[Ngram, float] = {}
         self.vectors = [[self.vector(counts) for counts in group] for group in references]
 
-    def scores(self, candidates: Sequence[Counter[Ngram]], rows: Sequence[int] | None = None) -> np.ndarray:
-        """One score a candidate, (N,) float64; CIDEr-D of a set is the mean.
+    def scores(self, candidates: Sequence[Counter[Ngram]]) -> np.ndarray:
+        """One score an image, (N,) float64, in the order of the references; CIDEr-D of the set is the mean."""
+        pairs = zip(candidates, self.vectors, strict=True)
+        return np.array([self.score(counts, group) for counts, group in pairs])
 
-        ``rows`` says against which image's references each stands; by default they are in the same order.
-        """
-        rows = range(len(self.vectors)) if rows is None else rows
-        scores = []
-        for counts, row in zip(candidates, rows, strict=True):
-            vector, group = self.vector(counts), self.vectors[row]
-            scores.append(10 * sum(_similarity(vector, reference) for reference in group) / len(group))
-        return np.array(scores)
+    def score(self, candidate: Counter[Ngram], references: Sequence[TfIdf]) -> float:
+        """CIDEr-D of one caption against the vectors of references."""
+        vector = self.vector(candidate)
+        return 10 * sum(_similarity(vector, reference) for reference in references) / len(references)
 
     def vector(self, counts: Counter[Ngram]) -> TfIdf:
         """The tf-idf weights of one caption's n-grams."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from limner.evaluation.bleu import bleu, bleu_statistics
 from limner.evaluation.bootstrap import interval, resample_counts, resampled_means, resampled_sums
-from limner.evaluation.cider import CiderD, DocumentFrequency
+from limner.evaluation.cider import CiderD, DocumentFrequency, TfIdf
 from limner.evaluation.diversity import diversity, self_cider
 from limner.evaluation.meteor import Meteor, MeteorChoice, find_meteor
-from limner.evaluation.ngrams import count_ngrams
+from limner.evaluation.ngrams import Ngram, count_ngrams
 from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.rouge import ROUGE_NAMES, rouge_l, rouge_scores
 
+T = TypeVar("T")
 BLEU_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 
 Predictions = Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]]
@@ -47,6 +49,21 @@ class Table:
             if name not in resamples:
                 resamples[name] = resampled_means(values, counts) + (self.corpus[name] - values.mean())
         return resamples
+
+
+@dataclass
+class _Group:
+    """The references of one image, as each metric wants them."""
+
+    tokens: list[str]
+    counts: list[Counter[Ngram]]
+    vectors: list[TfIdf]
+
+    def without(self, number: int) -> _Group:
+        def rest(items: list[T]) -> list[T]:
+            return items[:number] + items[number + 1 :]
+
+        return _Group(rest(self.tokens), rest(self.counts), rest(self.vectors))
 
 
 class Scorer:
@@ -80,24 +97,44 @@ class Scorer:
         with ThreadPoolExecutor(1) as pool:  # METEOR's Java works while we do
             waiting = meteor and pool.submit(meteor.score, tokens, [self.tokens[row] for row in rows])
             counts = [count_ngrams(text.split()) for text in tokens]
-            statistics = np.stack(
-                [bleu_statistics(one, self._counts[row]) for one, row in zip(counts, rows, strict=True)]
-            )
-            per_image = dict(zip(BLEU_NAMES, bleu(statistics).T, strict=True))
-            per_image["ROUGE_L"] = np.array(
-                [rouge_l(text, self.tokens[row]) for text, row in zip(tokens, rows, strict=True)]
-            )
-            per_image["CIDEr"] = self.cider.scores(counts, rows)
+            table = self._table(list(predictions), tokens, counts, [self._group(row) for row in rows])
             if rouge_package:
-                found = [
-                    rouge_scores(text, self.raw[row]) for text, row in zip(predictions.values(), rows, strict=True)
-                ]
-                per_image |= {name: np.array([scores[name] for scores in found]) for name in ROUGE_NAMES}
-            corpus = {name: float(values.mean()) for name, values in per_image.items()}
-            corpus |= dict(zip(BLEU_NAMES, bleu(statistics.sum(0)).tolist(), strict=True))
+                texts = zip(predictions.values(), rows, strict=True)
+                found = [rouge_scores(text, self.raw[row]) for text, row in texts]
+                for name in ROUGE_NAMES:
+                    values = np.array([scores[name] for scores in found])
+                    table.per_image[name], table.corpus[name] = values, float(values.mean())
             if waiting:
-                corpus["METEOR"], per_image["METEOR"] = waiting.result()
-        return Table(list(predictions), per_image, statistics, corpus)
+                table.corpus["METEOR"], table.per_image["METEOR"] = waiting.result()
+        return table
+
+    def score_references(self, chosen: Mapping[str, int]) -> Table:
+        """One reference of each image (by its number) as if it were a prediction, against the others of it.
+
+        The document frequencies stay those of all references, so that the scores compare with a model's.
+        """
+        tokens, counts, groups = [], [], []
+        for key, number in chosen.items():
+            group = self._group(self._row[key])
+            tokens.append(group.tokens[number])
+            counts.append(group.counts[number])
+            groups.append(group.without(number))
+        return self._table(list(chosen), tokens, counts, groups)
+
+    def _group(self, row: int) -> _Group:
+        return _Group(self.tokens[row], self._counts[row], self.cider.vectors[row])
+
+    def _table(
+        self, ids: list[str], tokens: list[str], counts: list[Counter[Ngram]], groups: list[_Group]
+    ) -> Table:
+        paired = list(zip(tokens, counts, groups, strict=True))
+        statistics = np.stack([bleu_statistics(one, group.counts) for _, one, group in paired])
+        per_image = dict(zip(BLEU_NAMES, bleu(statistics).T, strict=True))
+        per_image["ROUGE_L"] = np.array([rouge_l(text, group.tokens) for text, _, group in paired])
+        per_image["CIDEr"] = np.array([self.cider.score(one, group.vectors) for _, one, group in paired])
+        corpus = {name: float(values.mean()) for name, values in per_image.items()}
+        corpus |= dict(zip(BLEU_NAMES, bleu(statistics.sum(0)).tolist(), strict=True))
+        return Table(ids, per_image, statistics, corpus)
 
 
 def score(

@@ -1,0 +1,113 @@
+"""A score as it should be told: with its interval, its controls, and what computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limner.evaluation.cider import DocumentFrequency
+from limner.evaluation.controls import Controls, controls
+from limner.evaluation.diversity import self_cider
+from limner.evaluation.meteor import MeteorChoice, find_meteor
+from limner.evaluation.ptb import ptb_tokenize
+from limner.evaluation.scoring import Scorer, Table, report
+
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+"""The columns of the field, in its order."""
+
+
+@dataclass
+class Assessment:
+    """Everything that can be said of a set of captions without looking at the pictures."""
+
+    predictions: dict[str, str]
+    references: dict[str, list[str]]
+    table: Table
+    scores: dict[str, Any]
+    """As `limner.evaluation.score` returns them, with intervals."""
+    controls: Controls
+    remarks: list[str]
+
+    def as_dict(self, per_image: bool = False) -> dict[str, Any]:
+        """For JSON: the scores, and ``controls`` and ``remarks`` beside them."""
+        result = {name: value for name, value in self.scores.items() if per_image or name != "per_image"}
+        return result | {"controls": self.controls.as_dict(), "remarks": self.remarks}
+
+    def rows(self) -> list[tuple[str, float, tuple[float, float], float, float | None, float | None]]:
+        """For tables: metric, score, interval, and the constant caption's, the shuffled and the human score."""
+        told = self.controls
+        return [
+            (
+                name,
+                self.scores[name],
+                self.scores["intervals"][name],
+                told.constant.get(name, float("nan")),
+                told.shuffled.get(name) if told.shuffled else None,
+                told.human.get(name) if told.human else None,
+            )
+            for name in METRICS
+            if name in self.scores
+        ]
+
+
+def assess(
+    predictions: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    *,
+    document_frequency: DocumentFrequency | None = None,
+    meteor: MeteorChoice = "auto",
+    seed: int = 42,
+    scorer: Scorer | None = None,
+) -> Assessment:
+    """Scores ``predictions`` (an image may have several: the first is scored) with intervals and controls.
+
+    Args:
+        scorer: of these references, where there is one already.
+
+    Raises:
+        ValueError: predictions without references, or nothing to score.
+    """
+    if not predictions:
+        raise ValueError("There are no predictions to score.")
+    strangers = [key for key in predictions if key not in references]
+    if strangers:
+        raise ValueError(
+            f"{len(strangers)} of {len(predictions)} predictions have no reference (the first: {strangers[0]}); "
+            "check that both name the images alike."
+        )
+    chosen = {key: group[0] for key, group in predictions.items()}
+    scorer = scorer or Scorer(references, document_frequency)
+    implementation = find_meteor(meteor)
+    table = scorer.score(chosen, implementation, rouge_package=True)
+    name = implementation.name if implementation else None
+    scores = report(table, chosen, name, per_image=True, intervals=True, seed=seed)
+    several = [[ptb_tokenize(text) for text in group] for group in predictions.values() if len(group) > 1]
+    if several:
+        scores["self_CIDEr"] = self_cider(several, scorer.cider.document_frequency)
+    expected = {key: list(references[key]) for key in chosen}
+    remarks = _remarks(chosen, references, name, document_frequency)
+    return Assessment(chosen, expected, table, scores, controls(scorer, chosen, table, seed), remarks)
+
+
+def _remarks(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    meteor_name: str | None,
+    document_frequency: DocumentFrequency | None,
+) -> list[str]:
+    remarks = []
+    missing = len(references) - len(predictions)
+    if missing:
+        remarks.append(
+            f"{missing:,} of {len(references):,} images with references have no prediction; they are not scored, "
+            "and count in CIDEr's document frequencies."
+        )
+    if len(references) == 1 and document_frequency is None:
+        remarks.append("CIDEr of a single image is 0 by definition; give a corpus file.")
+    empty = sum(not text.strip() for text in predictions.values())
+    if empty:
+        remarks.append(f"{empty:,} predictions are empty.")
+    if meteor_name is None:
+        remarks.append("METEOR is missing: it needs Java and pycocoevalcap, or NLTK (the extra `metrics`).")
+    return remarks
