@@ -37,8 +37,10 @@ class ImageCaptionDataset(Sequence[Record]):
     4. ``name.txt`` beside ``name.jpg``, one caption a line, in any depth of folders.
 
     Args:
+        image_column, caption_column: of a manifest's rows; unset: the first known name.
+        images: the folder that a manifest's file names are relative to; unset: its own.
         skip_bad_images: leave out pictures that are missing or have no caption, and count and name them in
-            ``remarks``, instead of raising. (Whether a picture can be decoded, `limner.data.loading.check_images` tells.)
+            ``remarks``, instead of raising. (`limner.data.loading.check_images` tells which cannot be decoded.)
 
     Attributes:
         remarks: what a person should know: captions that repeat, pictures without captions, with names and counts.
@@ -55,8 +57,9 @@ class ImageCaptionDataset(Sequence[Record]):
         image_column: str | None = None,
         caption_column: str | None = None,
         skip_bad_images: bool = False,
+        images: Path | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._images = Path(path), images
         self.remarks: list[str] = []
         if not self.path.exists():
             raise FileNotFoundError(f"There is no folder or file {path}.")
@@ -105,7 +108,7 @@ class ImageCaptionDataset(Sequence[Record]):
         if not entries:
             raise ValueError(f"{manifest} has no entries.")
         within = "" if root == self.path or self.path.is_file() else f"{root.relative_to(self.path).as_posix()}/"
-        locate = _Locator(root)
+        locate = _Locator(self._images or root)
         found, missing = [], []
         for entry in entries:
             image = locate(entry)
