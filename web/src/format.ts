@@ -20,7 +20,7 @@ export function formatValue(value: Num | number | null | undefined): string {
   const size = Math.abs(number);
   if (size === 0) return "0";
   if (size >= 1e6) return formatCount(number);
-  if (size >= 1000) return Math.round(number).toLocaleString("en");
+  if (size >= 1000 || Number.isInteger(number)) return Math.round(number).toLocaleString("en").replace("-", "−");
   if (size < 1e-3) return number.toExponential(2).replace("e-", "e−").replace(/^-/, "−");
   return number.toPrecision(4).replace(/(\.\d*?)0{2,}$/, "$1").replace(/\.$/, "").replace(/^-/, "−");
 }

@@ -1,6 +1,6 @@
 // A chart with its name, its legend that follows the cursor, its tools, and a table that says the same.
 import { ActionIcon, Tooltip, useComputedColorScheme } from "@mantine/core";
-import { useEffect, useMemo, useRef, useState, type KeyboardEvent } from "react";
+import { useEffect, useEffectEvent, useMemo, useRef, useState, type KeyboardEvent } from "react";
 import { formatInteger, formatValue } from "../format";
 import { cancelFrame, onFrame } from "../live/frame";
 import { Icon } from "../ui/icons";
@@ -54,8 +54,7 @@ export function Chart(props: Props) {
   const settings = useMemo((): PlotSettings => ({ logX, logY, timeOrigin, unit }), [logX, logY, timeOrigin, unit]);
 
   // The legend, and what a screen reader hears, at the cursor (at the last point where there is none).
-  const tell = useRef(() => {});
-  tell.current = () => {
+  const tell = useEffectEvent(() => {
     const view = plot.current;
     if (!view) return;
     const x = cursorX(cursor, model);
@@ -80,7 +79,7 @@ export function Chart(props: Props) {
     element.setAttribute("aria-valuemax", String(to));
     element.setAttribute("aria-valuenow", String(at));
     element.setAttribute("aria-valuetext", `${xName} ${view.formatX(at)}: ${said.join(", ")}`);
-  };
+  });
 
   useEffect(() => {
     held.current = { model, window, onWindow: props.onWindow };
@@ -120,7 +119,7 @@ export function Chart(props: Props) {
       }
       last = performance.now();
       view.show(model.content(), window);
-      tell.current();
+      tell();
       const { shown, total } = model.points();
       if (status.current) status.current.textContent = total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "";
     };
@@ -138,13 +137,15 @@ export function Chart(props: Props) {
       }
     }, { rootMargin: "200px" });
     seen.observe(element);
-    const point = (): void => onFrame(tell.current);
+    const follow = (): void => tell();
+    const point = (): void => onFrame(follow);
     const ends = [model.subscribe(request), cursor.subscribe(point)];
     onFrame(draw);
     return () => {
       for (const end of ends) end();
       clearTimeout(timer);
       cancelFrame(draw);
+      cancelFrame(follow);
       seen.disconnect();
     };
   }, [model, cursor, window, settings, scheme, table]);

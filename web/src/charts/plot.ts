@@ -217,10 +217,10 @@ export class PlotView {
           size: 26,
           gap: 3,
           ...(timeOrigin === null
-            ? { ...(logX ? { splits: (u: uPlot) => decades(u, "x") } : {}), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
+            ? { ...(logX ? { splits: (u: uPlot) => decades(u, "x"), filter: (_: uPlot, ticks: number[]) => ticks } : {}), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
             : { splits: (u: uPlot) => timeSplits(u, timeOrigin), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => formatDuration(tick - timeOrigin)) }),
         },
-        { ...axis, size: 52, gap: 4, ...(logY ? { splits: (u: uPlot) => decades(u, "y") } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
+        { ...axis, size: 52, gap: 4, ...(logY ? { splits: (u: uPlot) => decades(u, "y"), filter: (_: uPlot, ticks: number[]) => ticks } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
       ],
       hooks: {
         draw: [(u) => this.draw(u, css)],
@@ -369,6 +369,7 @@ export class PlotView {
 /** Tick labels: short, and exact enough to tell neighbours apart. */
 function shortNumber(value: number): string {
   const size = Math.abs(value);
+  if (size >= 1e9) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))}M`;
   if (size >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
   if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−");

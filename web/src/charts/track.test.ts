@@ -30,6 +30,9 @@ test("smoothing is the debiased exponential average, and a bucket weighs as its 
   for (const y of [1, 2, 3]) one.push(one.rows, y);
   const expected = (0.1 * (3 + 0.9 * 2 + 0.81 * 1)) / (1 - 0.9 ** 3);
   expect(one.smooth.y[2]).toBeCloseTo(expected, 12);
+  const perplexity = new Track(1, 0.9, Math.exp);
+  for (const y of [1, 2, 3]) perplexity.push(perplexity.rows, y);
+  expect(perplexity.smooth.y[2]).toBeCloseTo(Math.exp(expected), 12);
   const rows = new Track(1, 0.9);
   for (let i = 0; i < 100; i++) rows.push(i, 5);
   expect(rows.smooth.y.at(-1)).toBeCloseTo(5, 12);

@@ -51,10 +51,9 @@ export class Track {
 
   /** Adds one measured value. Absent values are simply not added. */
   push(x: number, value: number): void {
-    const y = this.transform ? this.transform(value) : value;
     this.rows += 1;
-    this.point(x, y);
-    if (Number.isFinite(y)) this.follow(x, y, 1);
+    this.point(x, this.transform ? this.transform(value) : value);
+    if (Number.isFinite(value)) this.follow(x, value, 1);
     if (this.raw.x.length > MANY_POINTS) this.halve();
   }
 
@@ -91,8 +90,8 @@ export class Track {
       // Non-finite values within the bucket that are neither its first nor its last still leave a mark.
       if (column.nonfinite?.[i] && Number.isFinite(first ?? 0) && Number.isFinite(last ?? 0))
         this.marks.push({ x: from, value: Number.NaN });
-      const mean = convert(column.mean[i]);
-      if (mean !== null && Number.isFinite(mean)) this.follow((from + to) / 2, mean, count);
+      const mean = column.mean[i];
+      if (typeof mean === "number") this.follow((from + to) / 2, mean, count);
     }
   }
 
@@ -102,13 +101,17 @@ export class Track {
     this.raw.y.push(Number.isFinite(y) ? y : Number.NaN);
   }
 
-  /** The exponential average over rows, freed of its start at zero; a bucket counts as its many rows. */
-  private follow(x: number, y: number, rows: number): void {
+  /**
+   * The exponential average over rows, freed of its start at zero; a bucket counts as its many rows. The average is
+   * of what was measured, and then transformed: a perplexity is that of the mean loss.
+   */
+  private follow(x: number, value: number, rows: number): void {
     const keep = this.smoothing > 0 ? this.smoothing ** rows : 0;
-    this.average = keep * this.average + (1 - keep) * y;
+    this.average = keep * this.average + (1 - keep) * value;
     this.weight = keep * this.weight + (1 - keep);
     this.smooth.x.push(x);
-    this.smooth.y.push(this.average / this.weight);
+    const average = this.average / this.weight;
+    this.smooth.y.push(this.transform ? this.transform(average) : average);
   }
 
   private halve(): void {

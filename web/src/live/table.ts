@@ -35,7 +35,7 @@ export class LiveTable {
     if (number === null) return;
     let column = this.columns.get(key);
     if (!column) {
-      column = new Array<number | undefined>(row).fill(undefined);
+      column = Array.from<number | undefined>({ length: row });
       this.columns.set(key, column);
     }
     column.push(number);

@@ -1,9 +1,8 @@
 import { SegmentedControl } from "@mantine/core";
-import { useQueries } from "@tanstack/react-query";
-import { useMemo, useState } from "react";
+import { queryOptions, useQueries, type UseQueryResult } from "@tanstack/react-query";
+import { useMemo, useState, type ReactNode } from "react";
 import { Link } from "wouter";
 import { get, runPath } from "../../api/client";
-import { runQuery } from "../../api/queries";
 import type { RunDetail, Series } from "../../api/types";
 import { LineBook, NOTHING_LIVE, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
@@ -28,33 +27,43 @@ export interface Compared {
   origin: number;
 }
 
+interface Read {
+  detail: RunDetail;
+  series: Series;
+}
+
+const comparedQuery = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "compared"],
+    queryFn: async ({ signal }): Promise<Read> => {
+      const [detail, series] = await Promise.all([
+        get<RunDetail>(runPath(id), signal),
+        get<Series>(`${runPath(id)}/series?x=step&points=500`, signal),
+      ]);
+      return { detail, series };
+    },
+    refetchInterval: ({ state }) => (!state.data || ACTIVE.has(state.data.detail.status) ? REFRESH_MS : false),
+  });
+
+function combine(results: UseQueryResult<Read>[]): { found: Read[]; error: Error | null } {
+  return { found: results.flatMap(({ data }) => data ?? []), error: results.find((result) => result.error)?.error ?? null };
+}
+
 export default function Compare() {
   const [url, setUrl] = useUrl();
   const ids = (url.get("runs") ?? "").split(",").filter(Boolean).slice(0, COLORS.length);
   const x = (url.get("x") ?? "step") as XAxis;
-  const details = useQueries({ queries: ids.map((id) => ({ ...runQuery(id), refetchInterval: REFRESH_MS })) });
-  const series = useQueries({
-    queries: ids.map((id, index) => ({
-      queryKey: ["run", id, "whole"],
-      queryFn: ({ signal }: { signal: AbortSignal }) => get<Series>(`${runPath(id)}/series?x=step&points=500`, signal),
-      refetchInterval: details[index]?.data && ACTIVE.has(details[index].data.status) ? REFRESH_MS : (false as const),
-    })),
-  });
-  const stamp = [...details, ...series].map((query) => query.dataUpdatedAt).join();
+  const { found, error } = useQueries({ queries: ids.map(comparedQuery), combine });
   const runs = useMemo(
     () =>
-      ids.flatMap((_, index): Compared[] => {
-        const detail = details[index]?.data;
-        const data = series[index]?.data;
-        if (!detail || !data) return [];
+      found.map(({ detail, series }, index): Compared => {
         const origin = x === "time" ? (detail.started ?? detail.created) : 0;
-        return [{ detail, book: new LineBook(NOTHING_LIVE, data, x, SMOOTHING), color: COLORS[index] as string, origin }];
+        return { detail, book: new LineBook(NOTHING_LIVE, series, x, SMOOTHING), color: COLORS[index] as string, origin };
       }),
-    [stamp, x, url.get("runs")],
+    [found, x],
   );
-  const failed = [...details, ...series].find((query) => query.error);
   if (!ids.length) return <p className="empty">Choose runs in the <Link href="/">list</Link> to compare them.</p>;
-  if (failed) return <Failure error={failed.error} what="A run cannot be read." />;
+  if (error) return <Failure error={error} what="A run cannot be read." />;
   if (runs.length < ids.length) return <Waiting what="Reading the runs …" />;
   const without = (id: string): string => ids.filter((other) => other !== id).join(",");
   return (
@@ -79,14 +88,16 @@ export default function Compare() {
           </li>
         ))}
       </ul>
-      <Overlays runs={runs} x={x} />
-      <Results runs={runs} />
-      <ChangedSettings runs={runs} />
+      <Overlays runs={runs} x={x}>
+        <Results runs={runs} />
+        <ChangedSettings runs={runs} />
+      </Overlays>
     </>
   );
 }
 
-function Overlays({ runs, x }: { runs: Compared[]; x: XAxis }) {
+/** The loss and its difference first, then what `children` tell, then every other curve. */
+function Overlays({ runs, x, children }: { runs: Compared[]; x: XAxis; children: ReactNode }) {
   const [window, setWindow] = useState<[number, number] | null>(null);
   const [logged, setLogged] = useState<string[]>([]);
   const cursor = useMemo(() => new Cursor(), []);
@@ -95,28 +106,31 @@ function Overlays({ runs, x }: { runs: Compared[]; x: XAxis }) {
     return chartsFor(names).filter((spec) => !spec.stacked);
   }, [runs]);
   const charts = specs.flatMap((spec) => (spec.id === "loss" && runs.length > 1 ? [{ spec, delta: false }, { spec, delta: true }] : [{ spec, delta: false }]));
+  const chart = ({ spec, delta }: { spec: ChartSpec; delta: boolean }): ReactNode => {
+    const id = delta ? `${spec.id}-delta` : spec.id;
+    const log = logged.includes(id) !== (!delta && (spec.log ?? false));
+    return (
+      <OverlayChart
+        key={id}
+        id={id}
+        spec={spec}
+        delta={delta}
+        runs={runs}
+        cursor={cursor}
+        x={x}
+        logY={log}
+        onLogY={() => setLogged(logged.includes(id) ? logged.filter((other) => other !== id) : [...logged, id])}
+        window={window}
+        onWindow={setWindow}
+      />
+    );
+  };
   return (
-    <div className="overlays">
-      {charts.map(({ spec, delta }) => {
-        const id = delta ? `${spec.id}-delta` : spec.id;
-        const log = logged.includes(id) !== (!delta && (spec.log ?? false));
-        return (
-          <OverlayChart
-            key={id}
-            id={id}
-            spec={spec}
-            delta={delta}
-            runs={runs}
-            cursor={cursor}
-            x={x}
-            logY={log}
-            onLogY={() => setLogged(logged.includes(id) ? logged.filter((other) => other !== id) : [...logged, id])}
-            window={window}
-            onWindow={setWindow}
-          />
-        );
-      })}
-    </div>
+    <>
+      <div className="overlays">{charts.filter(({ spec }) => spec.id === "loss").map(chart)}</div>
+      {children}
+      <div className="overlays">{charts.filter(({ spec }) => spec.id !== "loss").map(chart)}</div>
+    </>
   );
 }
 

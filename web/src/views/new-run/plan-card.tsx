@@ -43,7 +43,7 @@ function entries(plan: Record<string, unknown>, prefix = ""): [string, string][]
 function show(key: string, value: unknown): string {
   if (typeof value !== "number") return value === null ? "–" : Array.isArray(value) ? value.join(", ") : String(value);
   if (/bytes|size_b/.test(key)) return formatBytes(value);
-  if (/_mb$/.test(key)) return formatBytes(value * 2 ** 20);
+  if (key.endsWith("_mb")) return formatBytes(value * 2 ** 20);
   if (/seconds|eta/.test(key)) return formatDuration(value);
   return Number.isInteger(value) ? formatCount(value) : formatValue(value);
 }

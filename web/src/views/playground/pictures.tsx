@@ -139,7 +139,7 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
         <li key={index} className="card">
           <p className={index === 0 ? "best" : ""}>
             {wordsOf(beam.tokens).map((word, place) => (
-              <span key={place} className="word" style={{ "--surprise": `${Math.round(Math.min(1, -Math.log(word.probability) / Math.log(1000)) * 100)}%` } as CSSProperties} title={`${formatPercent(word.probability, 1)} sure`}>
+              <span key={place} className="word" style={{ "--surprise": `${Math.round((1 - word.probability) * 100)}%` } as CSSProperties} title={`${formatPercent(word.probability, 1)} sure`}>
                 {word.text}
                 <small className="num">{formatPercent(word.probability)}</small>
               </span>
@@ -147,7 +147,7 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
             {!beam.tokens.length && beam.text}
           </p>
           <div className="score num" title="log-probability, as the beam search ranks it">
-            <span className="bar"><i style={{ width: formatPercent(Math.exp((scores[index] as number) - best), 1) }} /></span>
+            <span className="bar"><i style={{ width: `${Math.exp((scores[index] as number) - best) * 100}%` }} /></span>
             {formatValue(beam.score)}
           </div>
         </li>

@@ -2,6 +2,7 @@ import { Select } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "wouter";
 import { healthQuery, modelsQuery, runsQuery } from "../../api/queries";
+import type { RunSummary } from "../../api/types";
 import { formatBytes, formatCount } from "../../format";
 import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
@@ -27,6 +28,7 @@ export default function Playground() {
   const asked = url.get("model") ?? choices[0]?.items[0]?.value ?? null;
   const entry = models.data.models.find((model) => model.id === asked);
   const run = live.find((candidate) => `live:${candidate.id}` === asked);
+  const kind = entry?.kind ?? checkpointKind(asked, listed?.runs ?? []);
   return (
     <>
       <div className="spread" style={{ marginBottom: 14 }}>
@@ -35,14 +37,14 @@ export default function Playground() {
           <Select className="model-choice" aria-label="Model" data={choices} value={entry || run ? asked : null} placeholder={asked ?? "Choose a model"} searchable onChange={(value) => value && setUrl({ model: value })} />
         )}
       </div>
-      {!choices.length && (
+      {!choices.length && !asked && (
         <div className="card empty">
           <h2>No model yet</h2>
           <p>A finished run, a checkpoint, or a run at work can be tried here.</p>
           <p style={{ marginTop: 10 }}><Link href="/new">New run</Link></p>
         </div>
       )}
-      {choices.length > 0 && asked && !entry && !run && (
+      {asked && !kind && !run && listed && (
         <div className="notice">The model <code>{asked}</code> is not there (any more). Choose another one.</div>
       )}
       {entry && (
@@ -53,11 +55,18 @@ export default function Playground() {
           {entry.loaded && " · in memory"}
         </p>
       )}
-      {entry?.kind === "text" && <Text key={entry.id} model={entry.id} />}
-      {entry?.kind === "caption" && <Pictures key={entry.id} model={entry.id} health={health} />}
+      {asked && kind === "text" && <Text key={asked} model={asked} />}
+      {asked && kind === "caption" && <Pictures key={asked} model={asked} health={health} />}
       {run && <LiveText key={run.id} run={run} />}
     </>
   );
+}
+
+/** "run:NAME/step-000500" is in no list: what it is follows from its run. */
+function checkpointKind(asked: string | null, runs: RunSummary[]): "text" | "caption" | null {
+  const name = asked?.match(/^run:(.+)\/[^/]+$/)?.[1];
+  const kind = runs.find((run) => run.id === name)?.kind;
+  return kind ? (kind === "caption" ? "caption" : "text") : null;
 }
 
 function option(model: { id: string; label: string }): { value: string; label: string } {

@@ -81,7 +81,7 @@ export function Alternatives({ token, onBranch, onClose }: AlternativesProps) {
           <li key={option.id}>
             <button type="button" disabled={!onBranch || option.id === token.id} onClick={() => onBranch?.(option.id)}>
               <code>{visible(option.text)}</code>
-              <span className="bar"><i style={{ width: formatPercent(probability(option), 2) }} /></span>
+              <span className="bar"><i style={{ width: `${probability(option) * 100}%` }} /></span>
               <span className="num">{formatPercent(probability(option), 1)}</span>
               <span className="dim">{option.id === token.id ? "said" : onBranch ? "branch" : ""}</span>
             </button>

@@ -1,5 +1,5 @@
 import { Button, Switch } from "@mantine/core";
-import { useEffect, useRef, useState } from "react";
+import { useEffect, useEffectEvent, useRef, useState } from "react";
 
 interface Props {
   busy: boolean;
@@ -42,11 +42,10 @@ export function Webcam({ busy, onPicture, onClose }: Props) {
     canvas.getContext("2d")?.drawImage(source, 0, 0);
     canvas.toBlob((blob) => blob && onPicture(blob), "image/jpeg", 0.9);
   };
-  const again = useRef(shoot);
-  again.current = shoot;
+  const again = useEffectEvent(shoot);
   useEffect(() => {
     if (!steady || busy || !ready) return;
-    const timer = setTimeout(() => again.current(), 300);
+    const timer = setTimeout(() => again(), 300);
     return () => clearTimeout(timer);
   }, [steady, busy, ready]);
   if (problem) return <div className="notice">{problem}</div>;

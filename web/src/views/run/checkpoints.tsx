@@ -19,6 +19,7 @@ export function Checkpoints() {
   const [, navigate] = useLocation();
   const [chosen, setChosen] = useState<string[]>([]);
   const [doomed, setDoomed] = useState<Checkpoint | null>(null);
+  const [origin, setOrigin] = useState<Checkpoint | null>(null);
   if (error) return <Failure error={error} what="The checkpoints cannot be read." />;
   if (!data) return <Waiting what="Reading the checkpoints …" />;
   const metrics = [...new Set(data.flatMap((checkpoint) => Object.keys(checkpoint.metrics)))];
@@ -80,7 +81,7 @@ export function Checkpoints() {
                         <Menu.Dropdown>
                           <Menu.Item
                             disabled={!run.actions.includes("resume") || run.status === "paused"}
-                            onClick={() => act.mutate({ action: "resume", body: { checkpoint: checkpoint.name } }, { onError: sayError, onSuccess: () => say(`Resuming from step ${checkpoint.step}.`) })}
+                            onClick={() => setOrigin(checkpoint)}
                           >
                             Resume from here
                           </Menu.Item>
@@ -96,6 +97,7 @@ export function Checkpoints() {
         </div>
       )}
       <Comparison checkpoints={chosen.flatMap((name) => data.find((checkpoint) => checkpoint.name === name) ?? [])} metrics={metrics} />
+      {origin && <ResumeFrom checkpoint={origin} later={data.filter((other) => other.step > origin.step)} onClose={() => setOrigin(null)} />}
       {doomed && <DeleteCheckpoint checkpoint={doomed} onClose={() => setDoomed(null)} />}
     </div>
   );
@@ -132,6 +134,33 @@ function Comparison({ checkpoints, metrics }: { checkpoints: Checkpoint[]; metri
         </tbody>
       </table>
     </div>
+  );
+}
+
+/** Going on from an earlier state gives up the later ones: said first. */
+function ResumeFrom({ checkpoint, later, onClose }: { checkpoint: Checkpoint; later: Checkpoint[]; onClose: () => void }) {
+  const { id } = useRun();
+  const act = useRunAction(id);
+  const resume = (): void =>
+    act.mutate(
+      { action: "resume", body: { checkpoint: checkpoint.name, discard_later: later.length > 0 } },
+      { onError: sayError, onSuccess: () => say(`Resuming from step ${formatInteger(checkpoint.step)}.`), onSettled: onClose },
+    );
+  return (
+    <Modal opened onClose={onClose} title={`Resume from step ${formatInteger(checkpoint.step)}?`} closeButtonProps={{ "aria-label": "Close" }}>
+      {later.length === 0 ? (
+        <p>The run goes on exactly from this state.</p>
+      ) : (
+        <p>
+          The run goes on exactly from this state. Its {later.length === 1 ? "later checkpoint is" : `${later.length} later checkpoints are`} deleted:{" "}
+          <strong>{formatBytes(later.reduce((sum, other) => sum + other.bytes, 0))}</strong>. The log and the curves keep what happened.
+        </p>
+      )}
+      <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
+        <Button variant="default" onClick={onClose}>Cancel</Button>
+        <Button loading={act.isPending} onClick={resume} data-autofocus>Resume</Button>
+      </div>
+    </Modal>
   );
 }
 

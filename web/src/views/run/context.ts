@@ -1,5 +1,5 @@
 import { useQueryClient } from "@tanstack/react-query";
-import { createContext, useContext, useEffect, useRef, useState, useSyncExternalStore } from "react";
+import { createContext, useContext, useEffect, useEffectEvent, useState, useSyncExternalStore } from "react";
 import { runQuery } from "../../api/queries";
 import type { RunDetail, RunSummary } from "../../api/types";
 import { Cursor } from "../../charts/cursor";
@@ -58,11 +58,10 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
   const client = useQueryClient();
   const [store, setStore] = useState<RunStore | null>(null);
   const id = detail?.id;
-  const first = useRef<number | null>(null);
-  first.current ??= detail?.seq ?? null;
+  const seq = useEffectEvent(() => detail?.seq ?? 0);
   useEffect(() => {
     if (id === undefined) return;
-    const made = new RunStore(id, first.current ?? 0);
+    const made = new RunStore(id, seq());
     const end = made.onEvent((event) => {
       if (CHANGES.has(event.type)) void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
       if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });

@@ -187,7 +187,7 @@ function Trouble({ run }: { run: RunSummary }) {
     <div className="notice bad" role="alert">
       <div className="spread">
         <span>
-          <strong>{run.status === "crashed" ? "The trainer is gone" : "The run failed"}</strong>
+          <strong>{run.status === "crashed" ? "The run crashed" : "The run failed"}</strong>
           {run.detail && `: ${run.detail}`}. {run.resumable ? "Resume goes on from the last checkpoint." : "There is no checkpoint to resume from."}
         </span>
         <Link href={`/runs/${encodeURIComponent(run.id)}/log`}>whole log</Link>

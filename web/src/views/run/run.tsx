@@ -1,5 +1,5 @@
 import { useQuery } from "@tanstack/react-query";
-import { useEffect, useMemo, useRef } from "react";
+import { useEffect, useMemo, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { ApiError } from "../../api/client";
 import { runQuery } from "../../api/queries";
@@ -29,12 +29,12 @@ export default function RunView({ id, view }: { id: string; view: string }) {
   const { data: detail, error } = useQuery(runQuery(id));
   const store = useRunStore(detail);
   const [url, setUrl] = useUrl();
-  const first = useRef(url.get("step"));
-  const cursor = useMemo(() => {
+  const [cursor] = useState(() => {
     const made = new Cursor();
-    if (first.current !== null && Number.isFinite(Number(first.current))) made.held = Number(first.current);
+    const step = url.get("step");
+    if (step !== null && Number.isFinite(Number(step))) made.held = Number(step);
     return made;
-  }, []);
+  });
   // The held step goes into the address a moment after it has come to rest.
   useEffect(() => {
     let timer: ReturnType<typeof setTimeout> | undefined;

@@ -1,5 +1,5 @@
 import { ActionIcon, Slider, Switch, Tooltip } from "@mantine/core";
-import { Fragment, useEffect, useRef, useState } from "react";
+import { Fragment, useEffect, useEffectEvent, useRef, useState } from "react";
 import type { SampleEvent } from "../../api/types";
 import { useCursorStep } from "../../charts/cursor";
 import { formatInteger } from "../../format";
@@ -25,14 +25,13 @@ export function Samples() {
   const at = step === null ? 0 : steps.indexOf(step);
   const last = steps.length - 1;
   const hold = (index: number): void => cursor.hold(steps[Math.max(0, Math.min(last, index))] ?? null);
-  const turn = useRef(() => {});
-  turn.current = () => {
+  const turn = useEffectEvent(() => {
     if (at >= last) setPlaying(false);
     else hold(at + 1);
-  };
+  });
   useEffect(() => {
     if (!playing) return;
-    const timer = setInterval(() => turn.current(), PLAY_MS);
+    const timer = setInterval(() => turn(), PLAY_MS);
     return () => clearInterval(timer);
   }, [playing]);
   if (error) return <Failure error={error} what="The samples cannot be read." />;
