@@ -45,6 +45,7 @@ def serve_at(listener: socket.socket, application: Any) -> None:
     """Serves until it is told to stop."""
     import uvicorn
 
+    _share_freed_memory()
     settings = uvicorn.Config(
         application,
         log_level="warning",
@@ -57,6 +58,19 @@ def serve_at(listener: socket.socket, application: Any) -> None:
     # A refused WebSocket handshake is answered properly, and uvicorn still calls it an error of ours.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "completing handshake" not in record.getMessage())
     uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _share_freed_memory() -> None:
+    """One pool of freed memory for all threads: glibc's pool a thread keeps what each once needed, many times over.
+
+    Other C libraries have no such setting, and no such pools.
+    """
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+    except (AttributeError, OSError):
+        return
 
 
 def listen(host: str, port: int) -> socket.socket:

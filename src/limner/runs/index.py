@@ -25,7 +25,7 @@ TABLES = ("metrics", "validation")
 MOST_COLUMNS = 512
 """A table stops growing wider here: a log whose keys never end must not eat the memory."""
 _HEAD = frozenset({"seq", "attempt", "step", "time", "type"})
-_BLOCK = 4 << 20
+_BLOCK = 1 << 20
 _LINES = 256
 """Lines parsed at a time: their objects then fit the processor's cache (four times as fast as one big array)."""
 _TYPE_CODES = {name: code for code, name in enumerate(EVENT_TYPES)}

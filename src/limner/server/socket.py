@@ -26,7 +26,7 @@ router = APIRouter()
 
 BATCH_SECONDS = 0.1
 BATCH_EVENTS = 1000
-BATCH_BYTES = 256 << 10
+BATCH_BYTES = 64 << 10
 SNAPSHOT_EVENTS = 20_000
 """A gap of more events than this is not told one by one: the client fetches a chart of it instead."""
 RESYNC_EVENTS = 20_000
