@@ -1,0 +1,87 @@
+"""The chunked loss against the plain one: value, gradients, and what it must never hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from limner.training.chunked_loss import summed_cross_entropy
+
+
+def example(rows: int = 37, width: int = 16, vocabulary: int = 101, seed: int = 0):
+    torch.manual_seed(seed)
+    hidden = torch.randn(rows, width)
+    weight = torch.randn(vocabulary, width)
+    targets = torch.randint(vocabulary, (rows,))
+    targets[::5] = -100
+    return hidden, weight, targets
+
+
+def gradients(loss_function, hidden, weight, targets, **settings):
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = loss_function(hidden, weight, targets, **settings)
+    (loss / 7).backward()
+    return loss.detach(), hidden.grad, weight.grad
+
+
+def plain(hidden, weight, targets):
+    return torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=-100)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 8, 37, 512])
+def test_value_and_gradients_equal_the_plain_loss(chunk_rows):
+    data = example()
+    ours, theirs = gradients(summed_cross_entropy, *data, chunk_rows=chunk_rows), gradients(plain, *data)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert_close(summed_cross_entropy(*data, chunk_rows=chunk_rows), theirs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_batched_shapes_and_large_logits():
+    hidden, weight, targets = example(24)
+    loss = summed_cross_entropy(hidden.view(2, 12, -1) * 100, weight, targets.view(2, 12))
+    assert_close(loss, plain(hidden * 100, weight, targets))
+
+
+def test_bf16_gradients_follow_fp32():
+    hidden, weight, targets = example(512, 64, 3001)
+    data = (hidden, weight / 4, targets)  # logits of a deviation of 2, as a trained model has
+    exact = gradients(plain, *data)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = gradients(summed_cross_entropy, *data, chunk_rows=128)
+    assert rough[2].dtype == torch.float32
+    for a, b in zip(rough, exact, strict=True):
+        # A wrong term, such as the target's counted twice, is an error of its whole size.
+        assert ((a.float() - b).norm() / b.norm()).item() < 0.006
+
+
+def test_no_tensor_of_all_logits_is_ever_made():
+    hidden, weight, targets = example(256, 8, 1000)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    with Watch():
+        gradients(summed_cross_entropy, hidden, weight, targets, chunk_rows=32)
+    assert largest == 32 * 1000
+
+
+@pytest.mark.slow
+def test_the_compiled_kernel_gives_the_same():
+    data = example(64, 16, 999)
+    for a, b in zip(
+        gradients(summed_cross_entropy, *data, chunk_rows=32, compiled=True),
+        gradients(summed_cross_entropy, *data, chunk_rows=32),
+        strict=True,
+    ):
+        assert_close(a, b, atol=1e-5, rtol=1e-5)
