@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,16 @@ def module_of(name: str) -> ModuleType:
     return import_module(f"limner.data.catalogue.{CATALOGUE[name]}")
 
 
+def repository_of(name: str) -> str | None:
+    """The hub repository behind a name, if there is one. What exists on this machine comes first."""
+    if Path(name).exists():
+        return None
+    if name in CATALOGUE:
+        return module_of(name).REPOSITORY
+    owner, slash, repository = name.partition("/")
+    return name if slash and owner.strip(".~") and repository and not set(repository) & set("/\\") else None
+
+
 def expand(names: Sequence[str]) -> list[str]:
     """``all`` becomes the names it stands for; a name given twice is taken once."""
     wide: dict[str, None] = {}
@@ -61,18 +72,21 @@ def get_dataset(name: str, options: Options | None = None) -> DatasetDict:
     Raises:
         FileNotFoundError, OSError, ValueError: it does not exist, cannot be reached, or cannot be read.
     """
-    from dataclasses import replace
+    from limner.data.catalogue import hub, rows, storage
 
-    from limner.data.catalogue import hub, rows
-
-    options = options or rows.Options()
+    options = options or rows.DEFAULTS
     known, _, path = name.partition("=")
-    if known in CATALOGUE and (path or not Path(name).exists()):
-        return module_of(known).get_dataset(replace(options, path=Path(path)) if path else options)
+    if known in CATALOGUE and path:
+        return module_of(known).get_dataset(replace(options, path=Path(path)))
+    repository = repository_of(name)
+    if repository is not None:
+        data = module_of(name).get_dataset(options) if name in CATALOGUE else hub.get_dataset(name, options)
+        storage.remember(name, data, options)
+        return data
     if Path(name).exists():
         return _folder(name, options)
-    if _is_hub_id(name):
-        return hub.get_dataset(name, options)
+    if name in CATALOGUE:
+        return module_of(name).get_dataset(options)
     near = difflib.get_close_matches(name, CATALOGUE, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise FileNotFoundError(
@@ -102,9 +116,9 @@ def load_dataset_by_name(
     """
     from datasets import concatenate_datasets, interleave_datasets
 
-    from limner.data.catalogue.rows import Options, records_of
+    from limner.data.catalogue.rows import DEFAULTS, records_of
 
-    options = options or Options()
+    options = options or DEFAULTS
     expanded = expand(names)
     if weights and (len(weights) != len(expanded) or min(weights) <= 0):
         raise ValueError(
@@ -153,15 +167,9 @@ def _folder(name: str, options: Options) -> DatasetDict:
     return dataset_of_records(data.splits())
 
 
-def _is_hub_id(name: str) -> bool:
-    owner, slash, repository = name.partition("/")
-    return bool(slash and owner.strip(".~") and repository and "/" not in repository and "\\" not in name)
-
-
 def _named_apart(part: DatasetDict, name: str, count: int) -> DatasetDict:
     """Ids of files are only unique within their data set; digests of pictures are meant to meet."""
-    is_hub = module_of(name).REPOSITORY if name in CATALOGUE else _is_hub_id(name) and not Path(name).exists()
-    if count == 1 or is_hub:
+    if count == 1 or repository_of(name) is not None:
         return part
     label = name.rstrip("/")
     return part.map(lambda ids: {"image_id": [f"{label}/{i}" for i in ids]}, input_columns="image_id", batched=True)

@@ -1,4 +1,7 @@
-"""COCO 2017 with captions by GPT-4o (Mozilla). ``alt_text`` is a string in some files and a list in others."""
+"""COCO 2017 photos, captions by GPT-4o (Mozilla).
+
+``alt_text`` is a string in some files and a list in others, so every file is read by itself.
+"""
 
 from datasets import DatasetDict
 

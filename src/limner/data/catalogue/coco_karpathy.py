@@ -1,4 +1,7 @@
-"""COCO 2014 in Karpathy's splits from local files: ``dataset_coco.json`` beside ``train2014/`` and ``val2014/``."""
+"""COCO 2014 photos in Karpathy's splits, five human captions each.
+
+From local files: ``dataset_coco.json`` beside ``train2014/`` and ``val2014/``.
+"""
 
 from datasets import DatasetDict
 

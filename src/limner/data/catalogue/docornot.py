@@ -1,4 +1,7 @@
-"""Document or not (Mozilla): only the documents are taken, and all say the same."""
+"""Pictures of documents, all captioned "Text document." (Mozilla).
+
+Only the rows with ``is_document == 1`` are taken.
+"""
 
 from typing import Any
 

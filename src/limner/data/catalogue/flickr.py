@@ -1,4 +1,7 @@
-"""Flickr30k with captions rewritten by GPT-4o (Mozilla): 31,014 photos, all in one split named "test"."""
+"""Flickr30k photos, captions rewritten by GPT-4o (Mozilla).
+
+All rows stand in one split, named "test"; they are divided here.
+"""
 
 from datasets import DatasetDict
 

@@ -1,6 +1,6 @@
-"""Flickr8k (Hodosh, Young, Hockenmaier, JAIR 2013) from local files: 8,000 photos, five human captions each.
+"""Flickr8k photos, five human captions each (Hodosh et al., JAIR 2013).
 
-Taken as they are spread: ``Flickr8k.token.txt`` with the lists ``Flickr_8k.trainImages.txt``, ``devImages`` and
+Taken from local files as they are spread: ``Flickr8k.token.txt`` with the lists ``Flickr_8k.trainImages.txt``, ``devImages`` and
 ``testImages`` beside the folder of photos; ``captions.txt``; Karpathy's ``dataset_flickr8k.json``; or a .jsonl.
 """
 

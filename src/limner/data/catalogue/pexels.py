@@ -1,4 +1,7 @@
-"""Pexels photos with captions by GPT-4o (Mozilla); one split, divided here."""
+"""Pexels photos, captions by GPT-4o (Mozilla).
+
+One split, divided here.
+"""
 
 from datasets import DatasetDict
 

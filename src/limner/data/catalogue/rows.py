@@ -82,7 +82,7 @@ def hub_rows(repository: str, options: Options, split: str | None = None) -> dic
     Raises:
         FileNotFoundError, OSError, ValueError: unknown, unreachable, or damaged; with what to do.
     """
-    with _explained(repository):
+    with explained(repository):
         loaded = load_dataset(
             repository_path(repository), cache_dir=str(options.cache_dir / "datasets"), split=split
         )
@@ -92,7 +92,7 @@ def hub_rows(repository: str, options: Options, split: str | None = None) -> dic
 def hub_shards(repository: str, options: Options) -> list[tuple[str, Dataset]]:
     """Each file of a hub repository by itself, with its split: for those whose files differ in their types."""
     cache = str(options.cache_dir / "datasets")
-    with _explained(repository):
+    with explained(repository):
         files = load_dataset_builder(repository_path(repository), cache_dir=cache).config.data_files
         return [
             (str(split), load_dataset("parquet", data_files={"rows": [file]}, split="rows", cache_dir=cache))
@@ -258,7 +258,7 @@ def local_folder(name: str, options: Options, wanted: Sequence[str]) -> Path:
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
+def explained(repository: str) -> Iterator[None]:
     """Turns what `datasets` raises into one sentence."""
     try:
         yield

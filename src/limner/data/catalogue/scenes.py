@@ -1,4 +1,7 @@
-"""Scenes that Limner draws itself: no download, as many as wanted, every true caption known."""
+"""Scenes that Limner draws itself; every true caption is known.
+
+No download.
+"""
 
 from datasets import DatasetDict
 

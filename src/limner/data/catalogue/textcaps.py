@@ -1,4 +1,7 @@
-"""TextCaps (Sidorov et al., ECCV 2020): pictures with text in them; five captions each, none in the test split."""
+"""Photos with text in them (TextCaps: Sidorov et al., ECCV 2020).
+
+Several captions each; the test split has none.
+"""
 
 from datasets import DatasetDict
 
