@@ -62,7 +62,7 @@ def test_list_prepare_list(
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["data", "list", "--cache-dir", str(cache)]) == 0
     assert "Pexels photos, captions" in " ".join(capsys.readouterr().out.split())
-    shutil.rmtree(next(path for path in (cache / "datasets").iterdir() if path.name != "prepared"))
+    shutil.rmtree(cache / "datasets" / "pexels-gpt4o")
     assert not listed(cache, capsys)["pexels"]["prepared"]
 
 

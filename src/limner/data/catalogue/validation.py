@@ -1,7 +1,7 @@
 """Alt-text validation pictures, captions by GPT (Mozilla).
 
-Those with a non-empty ``gpt_alt_text``. Its validation pictures are never in its training split, as `by_image` holds
-for every data set.
+Those with a non-empty ``gpt_alt_text``. Its validation pictures are never in its training split, as `by_image`
+holds for every data set.
 """
 
 from datasets import DatasetDict
