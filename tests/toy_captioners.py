@@ -24,6 +24,24 @@ _TOWER = {
     "image_size": 32,
     "patch_size": 16,
 }
+
+
+def _levit() -> hf.LevitConfig:
+    """One stage of attention behind a convolutional stem, and an empty second one: the kind that learns from
+    nothing."""
+    config = hf.LevitConfig(
+        image_size=32,
+        hidden_sizes=[32, 32],
+        depths=[1, 0],
+        num_attention_heads=[2, 2],
+        key_dim=[16, 16],
+        mlp_ratio=[2, 2],
+        attention_ratio=[2, 2],
+    )
+    config.down_ops = [[""], [""]]
+    return config
+
+
 VISION: dict[str, Any] = {
     "siglip": lambda: hf.SiglipVisionConfig(**_TOWER),
     "siglip2": lambda: hf.Siglip2VisionConfig(
@@ -35,6 +53,7 @@ VISION: dict[str, Any] = {
     "dinov2": lambda: hf.Dinov2Config(**_TOWER),
     "dinov2_registers": lambda: hf.Dinov2WithRegistersConfig(**_TOWER, num_register_tokens=3),
     "dinov3": lambda: hf.DINOv3ViTConfig(**_TOWER, num_register_tokens=2),
+    "levit": _levit,
     "mobilenet_v2": lambda: hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=4, image_size=64),
     "convnext": lambda: hf.ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=64),
     "resnet": lambda: hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from peft import PeftModel
 from toy_captioners import TEXT, toy_captioner
 
-from limner.models.lora import Lora, add_lora, apply_adapter, lora_targets, merged_weights
+from limner.models.captioner import PrefixConditioningVLM
+from limner.models.lora import Lora, add_lora, lora_targets, merged_weights
+from limner.models.stock import load_adapter, save_adapter
 
 IDS = torch.tensor([[3, 4, 7, 10, 11, 3, 5, 8]])
 
@@ -84,22 +88,38 @@ def test_an_unknown_family_says_where_it_goes() -> None:
     assert len([n for n, _ in adapted.named_parameters() if "lora_A" in n]) == 8
 
 
+def _without_adapter() -> PrefixConditioningVLM:
+    return toy_captioner(text="qwen2", kind="mlp")
+
+
 @torch.no_grad()
 def test_a_saved_adapter_is_applied_again_exactly(tmp_path: Path) -> None:
-    vlm = toy_captioner(text="qwen2", lora=True)
-    vlm.decoder.save_pretrained(tmp_path / "adapter")
-    expected = vlm.decoder(IDS).logits
-    fresh = toy_captioner(text="qwen2").language_model
-    bare = {
-        name.replace(".base_layer.", "."): t
-        for name, t in vlm.language_model.state_dict().items()
-        if "lora_" not in name
-    }
-    fresh.load_state_dict(bare)
-    again = apply_adapter(fresh, tmp_path / "adapter").eval()
-    torch.testing.assert_close(again(IDS).logits, expected, rtol=0, atol=0)
-    assert any(p.requires_grad for p in again.parameters())
-    with pytest.raises(FileNotFoundError, match=r"has no adapter_config\.json"):
-        apply_adapter(fresh, tmp_path)
+    vlm = _without_adapter()
+    start = copy.deepcopy(vlm)
+    vlm.decoder, _ = add_lora(vlm.language_model, Lora(r=4, dropout=0.0))
+    for name, parameter in vlm.named_parameters():
+        if "lora_B" in name or name.startswith("projection"):
+            parameter.normal_(std=0.2)
+    pixels = torch.randn(1, 3, 32, 32)
+    expected = vlm(IDS, pixel_values=pixels)
+    save_adapter(vlm, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 40_000  # no embeddings inside
+    load_adapter(start, tmp_path / "adapter")
+    torch.testing.assert_close(start.eval()(IDS, pixel_values=pixels), expected, rtol=0, atol=0)
+    assert any(p.requires_grad for p in start.decoder.parameters())
+    # and any PEFT reads it
+    lm = _without_adapter().language_model
+    theirs = PeftModel.from_pretrained(lm, str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(theirs(IDS).logits, vlm.decoder(IDS).logits, rtol=0, atol=0)
+
+
+def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no adapter to save"):
+        save_adapter(_without_adapter(), tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match=r"lacks adapter_config\.json"):
+        load_adapter(_without_adapter(), tmp_path)
+    save_adapter(toy_captioner(text="qwen2", lora=True), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="of another shape"):
+        load_adapter(_without_adapter(), tmp_path / "adapter")
     with pytest.raises(ValueError, match="does not fit"):
-        apply_adapter(_lm("gpt2"), tmp_path / "adapter")
+        load_adapter(toy_captioner(text="gpt2"), tmp_path / "adapter")

@@ -80,6 +80,12 @@ def test_every_tower_agrees(vision: str, layer: int, tmp_path: Path) -> None:
     _assert_stock_agrees(vlm, tmp_path / "model")
 
 
+def test_a_levit_agrees(tmp_path: Path) -> None:
+    vlm = toy_captioner(vision="levit")
+    assert vlm.num_prefix_tokens == 4
+    _assert_stock_agrees(vlm, tmp_path / "model")
+
+
 def test_weights_have_the_names_every_runtime_reads(tmp_path: Path) -> None:
     stock.save_captioner(toy_captioner("siglip", "gpt2"), tmp_path / "m")
     names = set(load_file(tmp_path / "m" / "model.safetensors"))

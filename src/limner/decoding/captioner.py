@@ -117,7 +117,7 @@ class Captioner:
 
     def _decoder(self, settings: dict[str, Any]) -> Decoder[Any]:
         """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration."""
-        config: Any = self.vlm.language_model.generation_config
+        config: Any = self.vlm.generation_config
         samples = bool(settings.get("temperature"))
         beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
         known = {

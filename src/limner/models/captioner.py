@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from limner.models import decoder as decoders
 from limner.models import encoder as encoders
@@ -86,6 +92,11 @@ class PrefixConditioningVLM(nn.Module):
     def embed_tokens(self) -> nn.Embedding:
         """The language model's embedding: ids (...) -> (..., D)."""
         return decoders.embedding(self.language_model)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How a caption is decoded where nothing else is said: beams, length, tokens never said. Saved along."""
+        return cast(GenerationConfig, self.language_model.generation_config)
 
     @property
     def is_convolutional(self) -> bool:

@@ -93,14 +93,6 @@ def _processor_settings(source: str | Path, **hub: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("backend", "device", "return_tensors")}
 
 
-def processor_for_runtimes(settings: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The settings with what some runtime insists on: vLLM indexes ``crop_size`` even where nothing is cropped."""
-    height, width = size
-    return {"crop_size": {"height": height, "width": width}, "do_center_crop": False} | {
-        key: value for key, value in settings.items() if value is not None
-    }
-
-
 def image_size(config: PretrainedConfig, processor: dict[str, Any]) -> tuple[int, int]:
     """(H, W) of the pictures that the encoder is given.
 
@@ -163,6 +155,7 @@ def _on_nothing(encoder: PreTrainedModel, layer: int | None, size: tuple[int, in
     was_training = encoder.training
     encoder.eval()
     states = encode(encoder, torch.zeros(1, channels, *size, dtype=weight.dtype, device=weight.device), layer)
+    encoder.train()  # LeViT keeps what it computed from its weights until it is told to train
     encoder.train(was_training)
     return states
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,21 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.core_model_loading import revert_weight_conversion
 
 from limner.models import decoder as decoders
 from limner.models.captioner import PrefixConditioningVLM
-from limner.models.encoder import processor_for_runtimes
 from limner.models.hub import load_stock, local_folder, refuse_missing
-from limner.models.lora import merged_weights
+from limner.models.lora import apply_adapter, merged_weights
 from limner.models.projection import ProjectionHead
+from limner.models.stock_files import (
+    add_older_names,
+    processor_for_runtimes,
+    save_processor,
+    save_tokenizer,
+    write_json,
+)
 
 _ACTIVATION = {"linear": "linear", "mlp": "gelu_pytorch_tanh"}
 PARTS = "limner.json"
@@ -118,9 +123,9 @@ def _save_llava(vlm: PrefixConditioningVLM, folder: Path) -> None:
     _write_weights(llava, weights, folder)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
-    _add_older_names(folder / "config.json")
+    add_older_names(folder / "config.json")
     lm.generation_config.save_pretrained(folder)
-    _save_processor(vlm, folder)
+    save_processor(vlm, folder)
 
 
 def llava_config(vlm: PrefixConditioningVLM) -> LlavaConfig:
@@ -177,11 +182,11 @@ def _llava_weights(vlm: PrefixConditioningVLM, config: LlavaConfig) -> dict[str,
         second = dict(linear_2.state_dict())
     for layer, state in (("linear_1", dict(linear_1.state_dict())), ("linear_2", second)):
         weights |= {f"model.multi_modal_projector.{layer}.{k}": v for k, v in state.items()}
-    return {name: _fp32(tensor) for name, tensor in weights.items()}
+    return _fp32_all(weights)
 
 
-def _fp32(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+def _fp32_all(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: (v.float() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in weights.items()}
 
 
 def _write_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -198,84 +203,20 @@ def _write_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], fol
     save_file({k: v.clone() for k, v in named.items()}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save_processor(vlm: PrefixConditioningVLM, folder: Path) -> None:
-    """The processor as transformers 5 nests it, and flat as transformers.js and 4.57 read it; the tokenizer."""
-    height, width = vlm.image_size
-    patch = _patch_size(vlm)
-    pixels = processor_for_runtimes(vlm.image_processor_config, vlm.image_size) | {
-        "processor_class": "LlavaProcessor"
-    }
-    settings = {
-        "image_token": decoders.IMAGE_TOKEN,
-        "num_additional_image_tokens": vlm.num_prefix_tokens - (height // patch) * (width // patch),
-        "patch_size": patch,
-        "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": "full",
-    }
-    _write_json(folder / "preprocessor_config.json", pixels)
-    _write_json(folder / "processor_config.json", settings | {"image_processor": pixels})
-    _save_tokenizer(vlm.tokenizer, folder, "LlavaProcessor")
-
-
-def _patch_size(vlm: PrefixConditioningVLM) -> int:
-    """The patch size by which runtimes count the image tokens, (H // p) * (W // p) + class and register tokens."""
-    stated = getattr(vlm.encoder.config, "patch_size", None)
-    if (
-        isinstance(stated, int)
-        and (vlm.image_size[0] // stated) * (vlm.image_size[1] // stated) <= vlm.num_prefix_tokens
-    ):
-        return stated
-    return vlm.image_size[0] // int(vlm.num_prefix_tokens**0.5)
-
-
-def _save_tokenizer(words: PreTrainedTokenizerFast, folder: Path, processor: str | None = None) -> None:
-    words.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(str(words.chat_template), encoding="utf-8")
-    special = ("bos_token", "eos_token", "unk_token", "pad_token")
-    # Written by hand as 4.57, 5 and JavaScript all read it; 5.23 alone would name its own class and no template.
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "additional_special_tokens": [decoders.IMAGE_TOKEN],
-        "chat_template": words.chat_template,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": words.model_max_length,
-        "padding_side": "left",
-    } | {name: getattr(words, name) for name in special if getattr(words, name) is not None}
-    _write_json(folder / "tokenizer_config.json", settings | ({"processor_class": processor} if processor else {}))
-
-
-def _add_older_names(path: Path) -> None:
-    """transformers 4 and vLLM look for the rotary base by its old names, and take 10,000 where they are missing."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    text = config.get("text_config", config)
-    rope = text.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        text["rope_theta"] = text["rotary_emb_base"] = rope["rope_theta"]
-    if "partial_rotary_factor" in rope:
-        text["partial_rotary_factor"] = text["rotary_pct"] = rope["partial_rotary_factor"]
-    if rope.get("rope_type", "default") != "default":
-        text["rope_scaling"] = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    _write_json(path, config)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 # ---- stock parts ------------------------------------------------------------------------------------------
 
 
 def _save_parts(vlm: PrefixConditioningVLM, folder: Path) -> None:
     encoder: Any = vlm.encoder
     lm: Any = vlm.language_model
-    encoder.save_pretrained(folder / "encoder", state_dict={k: _fp32(v) for k, v in encoder.state_dict().items()})
-    pixels = processor_for_runtimes(vlm.image_processor_config, vlm.image_size)
-    _write_json(folder / "encoder" / "preprocessor_config.json", pixels)
-    merged = {k: _fp32(v) for k, v in merged_weights(vlm.decoder).items()}
+    encoder.save_pretrained(folder / "encoder", state_dict=_fp32_all(encoder.state_dict()))
+    pixels = processor_for_runtimes(vlm)
+    write_json(folder / "encoder" / "preprocessor_config.json", pixels)
+    merged = _fp32_all(merged_weights(vlm.decoder))
     _bare_copy(lm).save_pretrained(folder / "decoder", state_dict=merged)
-    _save_tokenizer(vlm.tokenizer, folder / "decoder")
-    projection = {k: _fp32(v) for k, v in vlm.projection.state_dict().items()}
+    add_older_names(folder / "decoder" / "config.json")
+    save_tokenizer(vlm.tokenizer, folder / "decoder")
+    projection = _fp32_all(vlm.projection.state_dict())
     save_file(projection, folder / "projection.safetensors", metadata={"format": "pt"})
     settings = {
         "format": "limner captioner, stock parts",
@@ -284,7 +225,7 @@ def _save_parts(vlm: PrefixConditioningVLM, folder: Path) -> None:
         "vision_feature_layer": vlm.feature_layer,
         "image_seq_length": vlm.num_prefix_tokens,
     }
-    _write_json(folder / PARTS, settings)
+    write_json(folder / PARTS, settings)
 
 
 def _bare_copy(lm: Any) -> Any:
@@ -293,6 +234,40 @@ def _bare_copy(lm: Any) -> Any:
         empty = AutoModelForCausalLM.from_config(lm.config)
     empty.generation_config = lm.generation_config
     return empty
+
+
+# ---- an adapter by itself -----------------------------------------------------------------------------------
+
+
+def save_adapter(vlm: PrefixConditioningVLM, folder: str | Path) -> None:
+    """The adapter in PEFT form, with the projection beside it: what training changed, a few megabytes.
+
+    Raises:
+        ValueError: the captioner has no adapter.
+        OSError: the folder cannot be written.
+    """
+    if not hasattr(vlm.decoder, "get_base_model"):
+        raise ValueError("This captioner has no adapter to save: its whole decoder was trained.")
+    with _aside(Path(folder)) as aside:
+        # Without the last: peft asks the hub how large the vocabulary was, and saves all embeddings if it grew.
+        vlm.decoder.save_pretrained(str(aside), save_embedding_layers=False)
+        save_file(_fp32_all(vlm.projection.state_dict()), aside / "projection.safetensors")
+
+
+def load_adapter(vlm: PrefixConditioningVLM, folder: str | Path) -> None:
+    """Applies what `save_adapter` wrote to a captioner of the same stock parts, which goes on training from there.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: the adapter is for another model.
+    """
+    _require(Path(folder), ("adapter_config.json", "adapter_model.safetensors", "projection.safetensors"))
+    weights = load_file(Path(folder) / "projection.safetensors")
+    ours = vlm.projection.state_dict()
+    if {name: tensor.shape for name, tensor in weights.items()} != {n: t.shape for n, t in ours.items()}:
+        raise ValueError(f"The projection in {folder} is of another shape than this captioner's.")
+    vlm.decoder = apply_adapter(vlm.language_model, folder)
+    vlm.projection.load_state_dict(weights)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
