@@ -1,8 +1,8 @@
 """Flickr8k photos, five human captions each (Hodosh et al., JAIR 2013).
 
 Taken from local files as they are spread: ``Flickr8k.token.txt`` with the lists ``Flickr_8k.trainImages.txt``,
-``devImages`` and ``testImages`` beside the folder of photos; ``captions.txt``; Karpathy's ``dataset_flickr8k.json``;
-or a .jsonl of captions.
+``devImages`` and ``testImages`` beside the folder of photos; ``captions.txt``; Karpathy's form,
+``dataset_flickr8k.json``; or a .jsonl of captions.
 """
 
 from pathlib import Path
