@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from limner.config.train import TrainConfig
+from limner.data.augment import augment as vary
 from limner.data.feature_cache import FeatureCache, weights_digest
 from limner.data.images import PixelSettings, load_image
 from limner.data.loading import check_images, load_pictures, settle_failures
@@ -73,7 +74,7 @@ def prepare_inputs(
                 say(remark)
             if cache.relative_error:
                 say(f"Cached features differ from computed ones by {cache.relative_error:.1e} (relative).")
-            return _by_split(records, rows, lambda of_split: FeatureInputs(cache, of_split))
+            return _by_split(records, rows, lambda _, own: FeatureInputs(cache, own))
         say("The disk has no room for them: the encoder runs in every step instead.")
     return pixel_inputs(records, settings, progress, say, config.augment, config.skip_bad_images)
 
@@ -90,7 +91,7 @@ def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: T
 
 
 def _by_split(
-    records: Records, rows: np.ndarray, make: Callable[[np.ndarray], Inputs]
+    records: Records, rows: np.ndarray, make: Callable[[str, np.ndarray], Inputs]
 ) -> tuple[dict[str, Inputs], Records]:
     """Cuts the rows of all records into splits again, without those that cannot be read (-1)."""
     inputs, readable, start = {}, {}, 0
@@ -98,7 +99,7 @@ def _by_split(
         own = rows[start : start + len(of_split)]
         start += len(of_split)
         readable[split] = [record for record, row in zip(of_split, own, strict=True) if row >= 0]
-        inputs[split] = make(own[own >= 0])
+        inputs[split] = make(split, own[own >= 0])
     return inputs, readable
 
 
@@ -138,7 +139,11 @@ def pixel_inputs(
         kept, rows, remarks = _read_all(everything, settings, skip_bad_images, progress)
     for remark in remarks:
         say(remark)
-    return _by_split(records, rows, lambda own: PixelInputs(everything, own, settings, kept, augment))
+
+    def of_split(split: str, own: np.ndarray) -> Inputs:
+        return PixelInputs(everything, own, settings, kept, augment and split == "train")
+
+    return _by_split(records, rows, of_split)
 
 
 def _read_all(
@@ -172,12 +177,17 @@ class PixelInputs(Inputs):
 
     def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
         rows = self.rows[list(indices)]
-        arrays = self.kept[rows] if self.kept is not None else np.stack([self._decode(row) for row in rows])
+        arrays = self.kept[rows] if self.kept is not None else np.stack([self._decode(row, seed) for row in rows])
         return self.settings.normalize(torch.from_numpy(arrays))
 
-    def _decode(self, row: int) -> np.ndarray:
-        return self.settings.array(load_image(self.records[row].image, self.settings.draft_size))
+    def _decode(self, row: int, seed: int) -> np.ndarray:
+        record = self.records[row]
+        image = load_image(record.image, self.settings.draft_size)
+        if self.augment:
+            image = vary(image, record.captions, np.random.default_rng([seed, row]))
+        return self.settings.array(image)
 
     def describe(self) -> str:
         where = "kept in memory" if self.kept is not None else "decoded in every epoch"
-        return f"pixels {self.settings.size[0]} x {self.settings.size[1]}, {where}"
+        varied = ", augmented" if self.augment else ""
+        return f"pixels {self.settings.size[0]} x {self.settings.size[1]}, {where}{varied}"
