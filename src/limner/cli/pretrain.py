@@ -96,14 +96,10 @@ def _plan(config: PretrainConfig) -> int:
         f"peak is {peak / 1e12:.2f} TFLOP/s ({choice}): at most {peak / costs.flops_per_token:,.0f} tokens/s."
     )
     if hasattr(task, "training"):
-        loop = config.loop()
-        per_epoch = -(-len(task.training) // (loop.batch_size * loop.accumulation))
-        limits = [round(loop.epochs * per_epoch) if loop.epochs else None, loop.steps]
-        steps = min(limit for limit in limits if limit is not None)
-        tokens = steps * loop.batch_size * loop.accumulation * task.training.context
+        steps, tokens = task.total_steps(), task.total_tokens()
         lines.append(
-            f"Length: {len(task.training):,} windows of {task.training.context} tokens, {per_epoch:,} steps an "
-            f"epoch; {steps:,} steps, {tokens:,} tokens; at least {tokens * costs.flops_per_token / peak:,.0f} s."
+            f"Length: {len(task.training):,} windows of {task.training.context} tokens; {steps:,} steps, "
+            f"{tokens:,} tokens; at least {tokens * costs.flops_per_token / peak:,.0f} s."
         )
     for line in lines:
         print(line)

@@ -255,6 +255,8 @@ class GPTModel(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._compiled_block: Callable[[TransformerBlock, Tensor], Tensor] | None = None
+        self._compiled_shape: tuple[int, int] | None = None
         self._initialize()
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
@@ -333,11 +335,21 @@ class GPTModel(nn.Module):
         allowed = None
         if visible is not None or (past and T > 1):
             allowed = _allowed(T, past + T, visible, x.device)
+        compiled = self._compiled_block if self.training and x.shape[:2] == self._compiled_shape else None
         for block in self.blocks:
-            x = block(x, cache, allowed)
+            assert isinstance(block, TransformerBlock)
+            x = compiled(block, x) if compiled else block(x, cache, allowed)
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
+
+    def compile_training(self, batch_size: int, length: int) -> None:
+        """Training batches of this shape run compiled blocks from now on; all else, in its many shapes, does not.
+
+        One block is compiled and serves all: they differ in their weights only.
+        """
+        self._compiled_block = torch.compile(TransformerBlock.forward, dynamic=False)
+        self._compiled_shape = (batch_size, length)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` texts of at most ``capacity`` positions, in the model's dtype and place."""

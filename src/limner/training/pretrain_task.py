@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,11 +19,15 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
+from limner.device import matrix_flops
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.task import Batch, ParameterGroup, Progress, Task
+
+COMPILE_FROM_SECONDS = 300.0
+"""Runs that would take about this long without it are compiled."""
 
 
 class PretrainTask(Task):
@@ -56,11 +62,13 @@ class PretrainTask(Task):
         self.model = self._model()
         self.plan = plan(self.model.config)
         self.flops_per_unit = float(self.plan.flops_per_token)
-        for line in [
-            *self.describe_data(),
-            *self.plan.describe(self.config.batch_size, precision != torch.float32),
-        ]:
+        self.compiled = self._worth_compiling(device, precision)
+        if self.compiled:
+            self.model.compile_training(self.config.batch_size, self.training.context)
+        for line in self.describe_data() + self.plan.describe(self.config.batch_size, precision != torch.float32):
             self.say(line)
+        if self.compiled:
+            self.say("The model is compiled: the first step takes about a minute, the others less than before.")
 
     def prepare_data(self, progress: Progress) -> None:
         """Text, tokenizer, ids, windows and reference lines; no model yet."""
@@ -86,6 +94,27 @@ class PretrainTask(Task):
         }
         self.lines = reference_lines(rows[0], self.tokenizer.vocab_size)
         self.prompts = config.sample_prompt or (_first_words(texts[1]),)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of one process's run."""
+        loop = self.config.loop()
+        epoch = -(-len(self.training) // (loop.batch_size * loop.accumulation))
+        by_epochs = math.ceil(loop.epochs * epoch) if loop.epochs is not None else None
+        return min(limit for limit in (loop.steps, by_epochs) if limit is not None)
+
+    def total_tokens(self) -> int:
+        return self.total_steps() * self.config.batch_size * self.config.grad_accum_steps * self.training.context
+
+    def _worth_compiling(self, device: torch.device, precision: torch.dtype) -> bool:
+        """As asked; else where there is a compiler, and the run is long enough to win back its minute."""
+        wanted = self.config.compile
+        found = device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+        if wanted is None:
+            seconds = self.total_tokens() * self.plan.flops_per_token / (0.1 * matrix_flops(precision, device.type))
+            return found and seconds > COMPILE_FROM_SECONDS
+        if wanted and not found:
+            raise ValueError("--compile needs a C++ compiler (g++ or clang++); install one, or use --no-compile.")
+        return wanted
 
     def model_config(self, vocab_size: int | None = None) -> GPTConfig:
         """The preset with what was set over it, and the tokenizer's vocabulary."""
@@ -135,6 +164,7 @@ class PretrainTask(Task):
             "reference_lines": asdict(self.lines),
             "context": self.training.context,
             "stride": self.training.stride,
+            "compiled": self.compiled,
             "notes": self.notes,
             **self.text_facts,
         }
@@ -153,7 +183,8 @@ class PretrainTask(Task):
         return f"tokens {start} to {start + self.training.context}"
 
     def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        head = partial(summed_cross_entropy, targets=tensors["targets"])
+        compiled = self.compiled and model.training
+        head = partial(summed_cross_entropy, targets=tensors["targets"], compiled=compiled)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             return model(tensors["ids"], head=head)
 
