@@ -2,7 +2,7 @@
 
     python benchmarks/resume.py [--kills 20] [--verb pretrain|train] [--seed 0]
 
-Both runs are real: `limner pretrain` on the corpus that ships with Limner, or `limner train` on drawn scenes. Each
+Both runs are real: `limner pretrain` on the corpus that ships with Limner, or `limner train` on 80 drawn scenes. Each
 attempt is a process that receives SIGKILL at a random moment of its training, saving and evaluating included.
 """
 
@@ -26,10 +26,23 @@ COMMANDS = {
         "--sample-prompt The --device cpu"
     ),
     "train": (
-        "train --dataset scenes --sample 80 --batch-size 4 --gradient-accumulation-steps 2 --max-steps 40 "
+        "train --dataset {pictures} --batch-size 4 --gradient-accumulation-steps 2 --max-steps 40 "
         "--num-train-epochs 100 --eval-steps 10 --eval-images 4 --save-steps 2 --num-beams 2 --device cpu"
     ),
 }
+
+
+def draw_pictures(folder: Path) -> None:
+    """80 scenes as a person's own folder: name.png with name.txt beside it."""
+    from PIL import Image
+
+    from limner.data.scenes import make_scene
+
+    folder.mkdir()
+    for index in range(80):
+        scene = make_scene(index)
+        Image.fromarray(scene.picture()).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("\n".join(scene.captions()))
 
 
 def attempt(arguments: list[str]) -> BaseProcess:
@@ -75,7 +88,10 @@ def main() -> int:
     wanted = parser.parse_args()
     dice = random.Random(wanted.seed)
     with tempfile.TemporaryDirectory() as folder:
-        command = [*COMMANDS[wanted.verb].split(), "--runs-dir", folder, "--threads", "1"]
+        pictures = Path(folder) / "pictures"
+        draw_pictures(pictures)
+        command = COMMANDS[wanted.verb].format(pictures=pictures).split()
+        command += ["--runs-dir", folder, "--threads", "1"]
         attempt([*command, "--name", "twin"]).join()
         steps = [event["time"] for event in Run(Path(folder) / "twin").events() if event["type"] == "metrics"]
         span = steps[-1] - steps[0]

@@ -172,3 +172,17 @@ def _until(condition, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def test_a_resumed_run_keeps_its_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` measures the machine; a resumed attempt must not come to another answer than the first."""
+    folder = tmp_path / "r"
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
+    stopper.start()
+    monkeypatch.setattr("limner.device.bf16_speedup", lambda: 9.0)
+    run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
+    stopper.join()
+    monkeypatch.setattr("limner.device.bf16_speedup", lambda: 1.0)
+    result = run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
+    starts = [event["precision"] for event in result.run.events() if event["type"] == "start"]
+    assert starts == ["bfloat16", "bfloat16"]

@@ -75,6 +75,18 @@ def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[s
     return dict(run.config["config"])
 
 
+def recorded_machine(config: RunConfig) -> tuple[str, int | None]:
+    """Precision and threads for this attempt: what the settings say; what they leave open, as in the run's last
+    attempt, since a resumed run repeats itself only in the same arithmetic."""
+    run = _existing(config)
+    start = next((e for e in reversed(run.events()) if e["type"] == "start"), {}) if run else {}
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    precision = config.precision
+    if precision == "auto" and "precision" in start:
+        return names[start["precision"]], config.threads or start["threads"]
+    return precision, config.threads or start.get("threads")
+
+
 def _existing(config: RunConfig) -> Run | None:
     if config.force_new:
         return None

@@ -34,7 +34,7 @@ from limner.runs.state import process_identity
 from limner.training.checkpoints import CheckpointManager
 from limner.training.journal import Journal
 from limner.training.meter import Meter
-from limner.training.opening import open_run
+from limner.training.opening import open_run, recorded_machine
 from limner.training.optimizer import (
     build_optimizer,
     gradient_norm,
@@ -89,7 +89,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
         ValueError: see `open_run`; also whatever the task finds wrong with its data or model. The run's log then
             holds an `error` event.
     """
-    choice = hardware.choose(config.device, config.precision, config.threads)
+    choice = hardware.choose(config.device, *recorded_machine(config))
     accelerator = Accelerator(
         cpu=choice.device.type == "cpu",
         mixed_precision="fp16" if choice.dtype == torch.float16 else "no",
