@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.models.kv_cache import KVCache
+
 Head = Callable[[Tensor, Tensor], Any]
 """``head(hidden (..., D), weight (V, D))``: what to make of the last hidden states instead of all logits."""
 
@@ -92,42 +94,6 @@ PRESETS: dict[str, GPTConfig] = {
 
 HUB_IDS = {"gpt2-124m": "openai-community/gpt2"}
 """Presets whose trained weights lie on the hub."""
-
-
-class KVCache:
-    """Keys and values of positions already seen, so that a new token costs one position and not the whole text.
-
-    Allocated once for ``batch`` texts of up to ``capacity`` positions. ``length`` positions are filled; every
-    `GPTModel.hidden` call with the cache appends its T positions.
-    """
-
-    def __init__(self, config: GPTConfig, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (config.num_layers, batch, config.num_heads, capacity, config.head_width)
-        self.keys = like.new_empty(shape)  # (L, B, H, S, K)
-        self.values = like.new_empty(shape)  # (L, B, H, S, K)
-        self.length = 0
-
-    @property
-    def batch(self) -> int:
-        return self.keys.shape[1]
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (B, H, T, K) after the filled positions; returns all (B, H, length + T, K) of the layer."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def select(self, rows: Tensor) -> KVCache:
-        """A new cache whose text i is this one's text ``rows[i]``: reordering, repeating or dropping texts."""
-        chosen = object.__new__(KVCache)
-        chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
-        chosen.length = self.length
-        return chosen
 
 
 class MultiHeadAttention(nn.Module):
@@ -353,7 +319,9 @@ class GPTModel(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` texts of at most ``capacity`` positions, in the model's dtype and place."""
-        return KVCache(self.config, batch, capacity, like=self.position_embedding.weight)
+        config = self.config
+        shape = (config.num_layers, batch, config.num_heads, capacity, config.head_width)
+        return KVCache(shape, like=self.position_embedding.weight)
 
     @torch.no_grad()
     def attention_maps(self, ids: Tensor) -> Tensor:
