@@ -2,7 +2,7 @@
 
     python benchmarks/resume.py [--kills 20] [--verb pretrain|train] [--seed 0]
 
-Both runs are real: `limner pretrain` on the corpus that ships with Limner, or `limner train` on 80 drawn scenes. Each
+Both runs are real: `limner pretrain` on the corpus that ships with Limner, or `limner train` on 80 scenes. Each
 attempt is a process that receives SIGKILL at a random moment of its training, saving and evaluating included.
 """
 
