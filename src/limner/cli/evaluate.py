@@ -1,0 +1,317 @@
+"""``limner evaluate``: a model's captions of a data set, scored; or two models on the same pictures."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from limner import __version__
+from limner.cli.parse import parse
+from limner.config.evaluate import EvaluateConfig
+
+if TYPE_CHECKING:
+    from limner.data.records import Record
+    from limner.evaluation.any_captioner import Describes
+    from limner.evaluation.captioning import CaptionLog, Said
+    from limner.evaluation.comparison import Difference
+
+NOTES = Console(stderr=True, highlight=False)
+
+
+def run(argv: list[str]) -> int:
+    config = parse(EvaluateConfig, argv, "limner evaluate")
+    from limner.evaluation.captioning import CaptionLog, shard_file
+
+    models = [config.before, config.after] if config.before and config.after else list(config.targets)
+    records = _records(config)
+    facts = _facts(config, [str(model) for model in models], len(records))
+    folder = config.out or _default_folder(config, [str(model) for model in models])
+    names = ("before", "after") if config.before else ("captions",)
+    log = CaptionLog(folder, facts, config.resume, [shard_file(name, config.parts) for name in names])
+    if config.before and config.after:
+        return _compare(config, records, log, facts)
+    return _evaluate(config, records, log, facts)
+
+
+def _evaluate(config: EvaluateConfig, records: list[Record], log: CaptionLog, facts: dict[str, Any]) -> int:
+    from limner.cli.score import print_scores, sight_sentence
+    from limner.evaluation.assessment import assess
+    from limner.evaluation.report import evaluation_report
+
+    said = _said(config, config.targets[0], "captions", records, log)
+    if said is None:
+        return 0
+    expected = {record.image_id: record.captions for record in records if record.image_id in said}
+    found = {key: [one.caption] for key, one in said.items()}
+    assessment = assess(found, expected, meteor=config.meteor, seed=config.seed)
+    result = assessment.as_dict(per_image=True) | {"settings": facts}
+    (log.folder / "scores.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    title = f"{facts['models'][0]} on {' '.join(config.dataset)} ({config.split})"
+    document = evaluation_report(title, facts, assessment, said, records, sight_sentence(assessment))
+    (log.folder / "report.html").write_text(document, encoding="utf-8")
+    if config.json_:
+        print(json.dumps(assessment.as_dict() | {"settings": facts, "folder": str(log.folder)}, ensure_ascii=False))
+    else:
+        print_scores(assessment, Console())
+        print(f"Report: {log.folder / 'report.html'}")
+    return 0
+
+
+def _compare(config: EvaluateConfig, records: list[Record], log: CaptionLog, facts: dict[str, Any]) -> int:
+    from limner.evaluation.comparison import compare, score_pair
+    from limner.evaluation.meteor import find_meteor
+    from limner.evaluation.report import comparison_report
+
+    assert config.before and config.after
+    before = _said(config, config.before, "before", records, log)
+    after = _said(config, config.after, "after", records, log)
+    if before is None or after is None:
+        return 0
+    records = [record for record in records if record.image_id in before and record.image_id in after]
+    differences, tables = [], None
+    if all(record.captions for record in records):
+        texts = [{r.image_id: said[r.image_id].caption for r in records} for said in (before, after)]
+        expected = {record.image_id: record.captions for record in records}
+        tables = score_pair(texts[0], texts[1], expected, find_meteor(config.meteor))
+        differences = compare(*tables, seed=config.seed)
+    pictures = [_pair(record, before, after) for record in records]
+    result = {"differences": [d.as_dict() for d in differences], "pictures": pictures, "settings": facts}
+    (log.folder / "comparison.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    title = f"{config.before} before, {config.after} after"
+    document = comparison_report(title, facts, differences, before, after, records, tables)
+    (log.folder / "report.html").write_text(document, encoding="utf-8")
+    if config.json_:
+        print(json.dumps(result | {"folder": str(log.folder)}, ensure_ascii=False))
+        return 0
+    _print_comparison(differences, pictures, Console())
+    print(f"Report: {log.folder / 'report.html'}")
+    return 0
+
+
+def _pair(record: Record, before: Mapping[str, Said], after: Mapping[str, Said]) -> dict[str, Any]:
+    from limner.evaluation.comparison import first_difference
+
+    one, other = before[record.image_id].caption, after[record.image_id].caption
+    return {
+        "image": record.image_id,
+        "expected": record.captions,
+        "before": one,
+        "after": other,
+        "first_differing_word": first_difference(one, other),
+    }
+
+
+def _print_comparison(differences: list[Difference], pictures: list[dict[str, Any]], console: Console) -> None:
+    if differences:
+        scores = Table(box=None, pad_edge=False)
+        for heading in ("metric", "before", "after", "difference", "95 % interval", "p", "better"):
+            scores.add_column(heading, justify="left" if heading in ("metric", "better") else "right")
+        for d in differences:
+            interval = f"{d.low:+.4f} to {d.high:+.4f}"
+            values = f"{d.before:.4f}", f"{d.after:.4f}", f"{d.difference:+.4f}", interval, f"{d.p_value:.3f}"
+            scores.add_row(d.metric, *values, d.better)
+        console.print(scores)
+    same = sum(picture["first_differing_word"] is None for picture in pictures)
+    console.print(f"{len(pictures):,} pictures, {same:,} with the same caption.", markup=False, highlight=False)
+    shown = Table(pad_edge=False)
+    for heading in ("picture", "expected", "before", "after"):
+        shown.add_column(heading, overflow="fold")
+    for picture in pictures[:10]:
+        expected = picture["expected"][0] if picture["expected"] else ""
+        cells = (picture["image"], expected, picture["before"], _marked(picture))
+        shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
+    console.print(shown)
+
+
+def _marked(picture: dict[str, Any]) -> str:
+    """The caption after, with the first word that differs between asterisks."""
+    words, number = picture["after"].split(), picture["first_differing_word"]
+    if number is None:
+        return "(the same)"
+    return " ".join([*words[:number], f"*{words[number] if number < len(words) else ''}*", *words[number + 1 :]])
+
+
+# ---- the model's captions ---------------------------------------------------------------------------------------
+
+
+def _said(
+    config: EvaluateConfig, model: str, name: str, records: list[Record], log: CaptionLog
+) -> dict[str, Said] | None:
+    """The captions of all records; None where other shards are not done yet."""
+    from limner.evaluation.captioning import caption_records
+
+    settings = {"num_beams": config.num_beams, "max_new_tokens": config.max_length}
+    bad: list[str] | None = [] if config.skip_bad_images else None
+    with _bar(f"captioning ({name})" if config.before else "captioning") as progress:
+        said = caption_records(
+            lambda: _open(config, model),
+            records,
+            log,
+            name=name,
+            shard=config.parts,
+            batch_size=config.batch_size,
+            settings={key: value for key, value in settings.items() if value is not None},
+            progress=progress,
+            bad=bad,
+        )
+    for reason in bad or []:
+        NOTES.print(f"Left out: {reason}", markup=False)
+    missing = len(records) - len(said) - len(bad or [])
+    if config.parts[1] > 1 and missing:
+        NOTES.print(f"Part {config.shard} is done; {missing:,} pictures wait for the other parts.")
+        return None
+    if not said:
+        raise ValueError("None of the pictures could be read.")
+    return said
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=NOTES, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _open(config: EvaluateConfig, model: str) -> Describes:
+    from limner.evaluation.any_captioner import open_captioner
+
+    path = _resolve(model, config.runs_dir)
+    if _is_checkpoint(path):
+        return _open_checkpoint(Path(path), config)
+    revision = config.revision if path == model else None
+    return open_captioner(
+        path, config.device, config.precision, config.quantize, threads=config.threads, revision=revision
+    )
+
+
+def _resolve(model: str, runs_dir: Path) -> str:
+    """A run's name or folder becomes its finished model; everything else stays as it is."""
+    for path in (Path(model), runs_dir / model):
+        if (path / "events.jsonl").is_file():
+            if not (path / "model").is_dir():
+                raise FileNotFoundError(
+                    f"The run {path} has no finished model yet; name one of its checkpoints: {path}/checkpoints/..."
+                )
+            return str(path / "model")
+        if path.is_dir():
+            return str(path)
+    return model
+
+
+def _is_checkpoint(path: str) -> bool:
+    return (Path(path) / "manifest.json").is_file() and Path(path).parent.name == "checkpoints"
+
+
+def _open_checkpoint(folder: Path, config: EvaluateConfig) -> Describes:
+    """The captioner as it stood at a checkpoint: built again as its run built it, then given those weights."""
+    from limner.cli.train import load_records
+    from limner.config.train import TrainConfig
+    from limner.decoding.captioner import Captioner
+    from limner.device import choose
+    from limner.training.caption_task import CaptionTask
+    from limner.training.checkpoints import Checkpoint
+    from limner.training.opening import saved_settings
+
+    settings = TrainConfig(**saved_settings(str(folder.parent.parent), config.runs_dir, "train"))
+    choice = choose(config.device, "fp32" if config.precision == "auto" else config.precision, config.threads)
+    quiet: Callable[[str], None] = lambda text: None  # noqa: E731
+    task = CaptionTask(settings, lambda progress: load_records(settings, progress, quiet), say=quiet)
+    task.load(choice.device, choice.dtype, lambda *told: None)
+    weights, _, _ = Checkpoint(folder, 0, {}).read()
+    unknown = task.model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{folder} holds weights that its run's settings do not know (the first: {unknown[0]}).")
+    return Captioner(task.vlm, choice)
+
+
+# ---- what it is evaluated on ------------------------------------------------------------------------------------
+
+
+def _records(config: EvaluateConfig) -> list[Record]:
+    if not config.dataset:
+        return _pictures(config.targets)
+    from limner.data.catalogue import load_dataset_by_name
+    from limner.data.catalogue.rows import Options
+
+    options = Options(
+        cache_dir=config.cache_dir,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        skip_bad_images=config.skip_bad_images,
+        say=lambda text: NOTES.print(text, markup=False, soft_wrap=True),
+    )
+    records = list(load_dataset_by_name(config.dataset, options, seed=config.seed)[config.split])
+    if not records:
+        raise ValueError(f"{' '.join(config.dataset)} has no pictures in its {config.split} split; try --split.")
+    if config.sample is not None and config.sample < len(records):
+        chosen = sorted(random.Random(config.seed).sample(range(len(records)), config.sample))
+        records = [records[row] for row in chosen]
+    return records
+
+
+def _pictures(names: tuple[str, ...]) -> list[Record]:
+    """Picture files and folders of them, without captions."""
+    from limner.data.images import EXTENSIONS
+    from limner.data.records import Record
+
+    found: list[Path] = []
+    for name in map(Path, names):
+        if name.is_dir():
+            found += sorted(path for path in name.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        elif name.is_file():
+            found.append(name)
+        else:
+            raise FileNotFoundError(f"There is no file or folder {name}.")
+    if not found:
+        raise FileNotFoundError(f"There are no pictures in {' '.join(names)}.")
+    return [Record(path, [], str(path)) for path in dict.fromkeys(found)]
+
+
+def _facts(config: EvaluateConfig, models: list[str], num_records: int) -> dict[str, Any]:
+    """Everything that the captions depend on; a resumed evaluation must have the same."""
+    import torch
+    import transformers
+
+    from limner.evaluation.any_captioner import fingerprint
+
+    paths = [_resolve(model, config.runs_dir) for model in models]
+    return {
+        "models": models,
+        "fingerprints": [fingerprint(path, config.revision) for path in paths],
+        "revision": config.revision,
+        "dataset": list(config.dataset) or list(config.targets),
+        "split": config.split if config.dataset else None,
+        "sample": config.sample,
+        "pictures": num_records,
+        "num_beams": config.num_beams or "as the model says",
+        "max_length": config.max_length or "as the model says",
+        "precision": config.precision,
+        "quantize": config.quantize,
+        "seed": config.seed,
+        "limner": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def _default_folder(config: EvaluateConfig, models: list[str]) -> Path:
+    subject = "+".join(_short(name) for name in (config.dataset or ("pictures",)))
+    return Path("evaluations") / f"{'-vs-'.join(map(_short, models))}-{subject}-{config.split}"
+
+
+def _short(name: str) -> str:
+    """The telling part of a model's or data set's name: of runs/NAME/model it is NAME."""
+    parts = [part for part in Path(name).parts if part not in ("/", ".", "..", "model", "checkpoints", "runs")]
+    kept = parts[-2:] if "checkpoints" in Path(name).parts else parts[-1:]
+    return "-".join(kept).replace("=", "-") or "model"

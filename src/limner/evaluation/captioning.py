@@ -1,0 +1,170 @@
+"""A model's captions of a whole data set: in batches, in shards, and on disk as they come, so that none is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.data.records import Record
+from limner.decoding.captioner import Caption
+from limner.evaluation.any_captioner import Describes
+
+SETTINGS = "settings.json"
+Progress = Callable[[int, int], None]
+"""``progress(done, total)`` in pictures."""
+
+
+@dataclass
+class Said:
+    """What a model said of one picture."""
+
+    image_id: str
+    caption: str
+    words: list[tuple[str, float | None]]
+    """Every word with its log-probability: the sum over its tokens; None where the model does not tell."""
+    score: float
+    seconds: float
+
+
+class CaptionLog:
+    """The folder in which captions are kept: ``settings.json`` and one JSON object a picture in ``*.jsonl``.
+
+    Every shard (and either side of a comparison) writes a file of its own; all are read together.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool, files: Sequence[str]) -> None:
+        """Opens the folder, to write ``files`` (names without .jsonl); other shards may be there already.
+
+        Raises:
+            ValueError: a file is there and ``resume`` is off, or others were made with other settings.
+        """
+        self.folder = folder
+        known = folder / SETTINGS
+        if known.is_file() and any(folder.glob("*.jsonl")):
+            if not resume and any((folder / f"{name}.jsonl").is_file() for name in files):
+                raise ValueError(
+                    f"{folder} holds an evaluation already: --resume goes on with it, --out names another folder."
+                )
+            before, wanted = json.loads(known.read_text()), json.loads(json.dumps(settings))
+            different = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
+            if different:
+                told = ", ".join(f"{k}: {before.get(k)} there, {wanted.get(k)} now" for k in different)
+                raise ValueError(f"{folder} was made with other settings ({told}); --out names another folder.")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+
+    def read(self, name: str) -> dict[str, Said]:
+        """Everything said so far in the files ``name.jsonl`` and ``name-I-of-N.jsonl``, by image; a torn last
+        line of a killed process is left out."""
+        found: dict[str, Said] = {}
+        for path in sorted([*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}-*-of-*.jsonl")]):
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                row = json.loads(line)
+                row["words"] = [(word, chance) for word, chance in row["words"]]
+                found[row["image_id"]] = Said(**row)
+        return found
+
+    def write(self, name: str, said: Sequence[Said]) -> None:
+        """Appends; a torn line that a killed process left is cut off first."""
+        path = self.folder / f"{name}.jsonl"
+        with open(path, "ab+") as file:
+            end = file.seek(0, 2)
+            if end:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            for one in said:
+                file.write((json.dumps(asdict(one), ensure_ascii=False) + "\n").encode())
+
+
+def shard_file(name: str, shard: tuple[int, int]) -> str:
+    """The name of the file that a shard (i, n) writes."""
+    return name if shard[1] == 1 else f"{name}-{shard[0]}-of-{shard[1]}"
+
+
+def caption_records(
+    captioner: Callable[[], Describes],
+    records: Sequence[Record],
+    log: CaptionLog,
+    *,
+    name: str = "captions",
+    shard: tuple[int, int] = (1, 1),
+    batch_size: int = 16,
+    settings: dict[str, Any] | None = None,
+    progress: Progress = lambda done, total: None,
+    bad: list[str] | None = None,
+) -> dict[str, Said]:
+    """Captions what is not captioned yet, and returns all captions there are, in the records' order.
+
+    Args:
+        captioner: gives the model; not called where nothing is left to do.
+        shard: (i, n), counted from 1: only every n-th picture, beginning with the i-th.
+        settings: of the decoder.
+        bad: where given, pictures that cannot be read are left out and named in it.
+
+    Raises:
+        ValueError: a picture cannot be read (and ``bad`` is None).
+    """
+    number, of = shard
+    done = log.read(name)
+    mine = list(records)[number - 1 :: of]
+    left = [record for record in mine if record.image_id not in done]
+    file = shard_file(name, shard)
+    progress(len(mine) - len(left), len(mine))
+    model = captioner() if left else None
+    for first in range(0, len(left), batch_size):
+        batch = left[first : first + batch_size]
+        assert model is not None
+        said = _describe(model, batch, batch_size, settings or {}, bad)
+        log.write(file, said)
+        done |= {one.image_id: one for one in said}
+        progress(len(mine) - len(left) + first + len(batch), len(mine))
+    return {record.image_id: done[record.image_id] for record in records if record.image_id in done}
+
+
+def _describe(
+    model: Describes, batch: Sequence[Record], batch_size: int, settings: dict[str, Any], bad: list[str] | None
+) -> list[Said]:
+    good = list(batch) if bad is None else [record for record in batch if _readable(record, bad)]
+    captions = model.describe([record.image for record in good], batch_size=batch_size, **settings) if good else []
+    return [
+        Said(record.image_id, caption.text, words_of(caption, model.tokenizer), caption.score, caption.seconds)
+        for record, caption in zip(good, captions, strict=True)
+    ]
+
+
+def _readable(record: Record, bad: list[str]) -> bool:
+    from limner.data.images import load_image
+
+    try:
+        load_image(record.image, draft_size=(8, 8))
+    except (ValueError, OSError) as error:
+        bad.append(str(error))
+        return False
+    return True
+
+
+def words_of(caption: Caption, tokenizer: Any) -> list[tuple[str, float | None]]:
+    """The words of a caption with their log-probabilities: a word's is the sum over the tokens that spell it."""
+    if not caption.token_logprobs:
+        return [(word, None) for word in caption.text.split()]
+    special = set(tokenizer.all_special_ids)
+    words: list[tuple[str, float]] = []
+    pending, before = 0.0, ""
+    for position, (token, chance) in enumerate(zip(caption.tokens, caption.token_logprobs, strict=True)):
+        text = tokenizer.decode(caption.tokens[: position + 1], skip_special_tokens=True)
+        parts = text.split()
+        if token in special:
+            continue
+        pending += chance
+        if len(parts) > len(words):
+            words += [(part, pending if number == 0 else 0.0) for number, part in enumerate(parts[len(words) :])]
+            pending = 0.0
+        elif parts and text != before:
+            words[-1] = (parts[-1], words[-1][1] + pending)
+            pending = 0.0
+        before = text
+    return list(words)
