@@ -51,6 +51,8 @@ def run(argv: list[str]) -> int:
     result = train(task, config, "train", subject(config))
     if result.reason != "stopped":
         _finish(result, config, say)
+        if config.prune_cache:
+            task.prune_cache()
     return 130 if result.interrupted else 0
 
 

@@ -163,6 +163,10 @@ class TrainConfig(TrainSettings):
             raise ValueError("--base-model-revision says which --base-model; give that too.")
         if self.cache_int8 and self.cache_features == "off":
             raise ValueError("--cache-int8 needs the feature cache; leave out --cache-features off.")
+        if self.save_adapter and not self.lora:
+            raise ValueError("--save-adapter saves a LoRA adapter; leave out --no-lora.")
+        if self.prune_cache and self.cache_features == "off":
+            raise ValueError("--prune-cache removes the feature cache; leave out --cache-features off.")
         if self.preset == "scratch" and (self.encoder_model or self.decoder_model):
             raise ValueError("--preset scratch takes no stock models; leave it out to use yours.")
         return self

@@ -51,7 +51,7 @@ def build_model(config: TrainConfig, captions: Sequence[str], say: Callable[[str
 def decoder_source(name: str, runs_dir: Path) -> str:
     """A pretraining run's name or folder becomes its finished model's folder; everything else stays as it is."""
     for folder in (Path(name), runs_dir / name):
-        if (folder / "model" / "config.json").is_file():
+        if (folder / "config.json").is_file() and (folder / "model").is_dir():
             return str(folder / "model")
     return name
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import expressible, save_captioner
-from limner.training.caption_inputs import prepare_inputs
+from limner.training.caption_inputs import FeatureInputs, prepare_inputs
 from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 
@@ -299,6 +300,18 @@ class CaptionTask(Task):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_captioner(self.vlm, folder)
+        if self.config.save_adapter:
+            if not isinstance(self.vlm.decoder, PeftModel):
+                self.say("There is no adapter to save: the whole decoder was trained.")
+                return
+            self.vlm.decoder.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+
+    def prune_cache(self) -> None:
+        """Removes the feature cache from the disk."""
+        inputs = self.inputs["train"]
+        if isinstance(inputs, FeatureInputs):
+            inputs.cache.remove()
+            self.say(f"Removed {inputs.cache.folder}.")
 
 
 def _fitting(settings: dict[str, Any]) -> dict[str, Any]:
