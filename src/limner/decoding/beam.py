@@ -78,7 +78,7 @@ class BeamSearchDecoder(Decoder[BeamSettings]):
             if job.cancel():
                 break
             if state is None:
-                logits, state = model.prefill(job.prefix, N)  # (A, V)
+                logits, state = model.prefill(job.prefix, N, G)  # (A, V)
                 model.reorder(torch.arange(len(active), device=model.device).repeat_interleave(G), state)
                 logits = logits[:, None].expand(-1, G, -1)
             else:

@@ -73,7 +73,7 @@ class OnnxStepModel:
         self.empty = [_empty_past(inputs[name]) for name in self.past]
         self.float = _DTYPES[inputs[self.past[0]].type]
 
-    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, _State]:
+    def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, _State]:
         B, P = prefix.batch, prefix.length
         positions = prefix.positions("cpu").expand(B, P).numpy()
         mask = np.ones((B, P), np.int64) if prefix.mask is None else prefix.mask.cpu().numpy().astype(np.int64)

@@ -87,8 +87,8 @@ class StepModel(Protocol):
     """The model's own end-of-text tokens; empty where it has none."""
     pad_token_id: int | None
 
-    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, Any]:
-        """Reads the prefixes; logits (B, V) of the first token, and the state for at most so many tokens."""
+    def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, Any]:
+        """Reads the prefixes; logits (B, V) of the first token, and a state with room for so many steps of rows."""
         ...
 
     def step(self, tokens: Tensor, state: Any) -> Tensor:
@@ -100,38 +100,58 @@ class StepModel(Protocol):
         ...
 
 
-def step_model(lm: Any, **options: Any) -> StepModel:
+def step_model(
+    lm: Any, *, dtype: torch.dtype | None = None, quantize: str | None = None, **options: Any
+) -> StepModel:
     """The step model of a transformers causal LM (also inside peft), a `GPTModel` or an ONNX Runtime session.
+
+    Families that `CachedStepModel` knows are computed by it, from the weights as they are now; others by their own
+    forward.
 
     Args:
         lm: the model; a `StepModel` is returned as it is.
-        options: of the backend: ``embed`` for ONNX sessions that take embeddings.
+        dtype: compute in this precision; None: the model's own.
+        quantize: "int8": matrices rounded to 8 bits.
+        options: ``embed``, ``eos_token_id`` and ``pad_token_id`` of an ONNX session (`OnnxStepModel`).
 
     Raises:
-        ValueError: an option is not of this backend.
+        ValueError: the backend has no such option, or cannot do this precision.
         TypeError: nothing here can decode such a thing.
     """
-    if isinstance(lm, StepModel):
-        if options:
-            raise ValueError(f"A step model is taken as it is; {next(iter(options))!r} cannot be applied to it.")
-        return lm
-    kind = type(lm).__module__.partition(".")[0]
-    if kind == "onnxruntime":
+    if quantize not in (None, "int8"):
+        raise ValueError(f"There is no quantization {quantize!r}; there is int8.")
+    if type(lm).__module__.partition(".")[0] == "onnxruntime":
+        _refuse(lm, dtype=dtype, quantize=quantize)
         from limner.decoding.onnx_session import OnnxStepModel
 
         return OnnxStepModel(lm, **options)
-    if options:
-        raise ValueError(f"{next(iter(options))!r} is no option for a {type(lm).__name__}.")
-    from limner.models.gpt import GPTModel
+    _refuse(lm, **options)
+    if isinstance(lm, StepModel):
+        _refuse(lm, dtype=dtype, quantize=quantize)
+        return lm
+    from limner.decoding.cached_lm import CachedStepModel
+    from limner.decoding.weights import UnknownModel
 
-    if isinstance(lm, GPTModel):
-        return GPTStepModel(lm)
-    if hasattr(lm, "config") and hasattr(lm, "get_input_embeddings"):
+    if not hasattr(lm, "config"):
+        raise TypeError(
+            f"A {type(lm).__name__} cannot be decoded; a transformers causal LM, a GPTModel, an ONNX Runtime "
+            "session or a StepModel can."
+        )
+    try:
+        return CachedStepModel(lm, dtype, quantize)
+    except UnknownModel as reason:
+        own = lm.get_input_embeddings().weight.dtype
+        if quantize or dtype not in (None, own):
+            raise ValueError(
+                f"This {type(lm).__name__} can only be decoded as it is, in {own}, by its own forward: {reason}."
+            ) from reason
         return TransformersStepModel(lm)
-    raise TypeError(
-        f"A {type(lm).__name__} cannot be decoded; a transformers causal LM, a GPTModel, an ONNX Runtime session "
-        "or a StepModel can."
-    )
+
+
+def _refuse(lm: Any, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]!r} is no option for a {type(lm).__name__}.")
 
 
 def special_tokens(*configs: Any) -> tuple[tuple[int, ...], int | None]:
@@ -162,7 +182,7 @@ class TransformersStepModel:
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
 
     @torch.inference_mode()
-    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, _CacheState]:
+    def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, _CacheState]:
         positions = prefix.positions(self.device)
         mask = None if prefix.mask is None else prefix.mask.long().to(self.device)
         if prefix.embeds is None:
@@ -203,54 +223,3 @@ class TransformersStepModel:
         state.position = state.position[rows]
         if state.mask is not None:
             state.mask = state.mask[rows]
-
-
-@dataclass
-class _GPTState:
-    cache: Any
-    visible: Tensor | None  # (R, capacity) bool
-    position: Tensor  # (R,)
-
-
-class GPTStepModel:
-    """Our own GPT, through its cache."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model.eval()
-        self.device = model.position_embedding.weight.device
-        self.eos_token_ids, self.pad_token_id = special_tokens(model.config)
-
-    @torch.inference_mode()
-    def prefill(self, prefix: Prefix, max_new_tokens: int) -> tuple[Tensor, _GPTState]:
-        capacity = prefix.length + max_new_tokens
-        cache = self.model.new_cache(prefix.batch, capacity)
-        positions = prefix.positions(self.device)
-        visible = None
-        if prefix.mask is not None:
-            visible = torch.ones(prefix.batch, capacity, dtype=torch.bool, device=self.device)
-            visible[:, : prefix.length] = prefix.mask
-        hidden = self.model.hidden(
-            None if prefix.ids is None else prefix.ids.to(self.device),
-            embeds=None if prefix.embeds is None else prefix.embeds.to(self.device, cache.keys.dtype),
-            positions=positions,
-            cache=cache,
-            visible=None if visible is None else visible[:, : prefix.length],
-        )
-        position = (positions[:, -1] + 1).expand(prefix.batch)
-        return self.model.logits(hidden[:, -1]), _GPTState(cache, visible, position)
-
-    @torch.inference_mode()
-    def step(self, tokens: Tensor, state: _GPTState) -> Tensor:
-        visible = None if state.visible is None else state.visible[:, : state.cache.length + 1]
-        hidden = self.model.hidden(
-            tokens[:, None], positions=state.position[:, None], cache=state.cache, visible=visible
-        )
-        state.position = state.position + 1
-        return self.model.logits(hidden[:, -1])
-
-    @torch.inference_mode()
-    def reorder(self, rows: Tensor, state: _GPTState) -> None:
-        state.cache = state.cache.select(rows)
-        state.position = state.position[rows]
-        if state.visible is not None:
-            state.visible = state.visible[rows]
