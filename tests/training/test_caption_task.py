@@ -1,0 +1,160 @@
+"""Captioner training on real photos with real weights: every shortcut gives the losses of the plain way."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from limner.cli.main import main
+from limner.config.train import TrainConfig
+from limner.data.folder import ImageCaptionDataset
+from limner.runs import Run
+from limner.training.caption_task import CaptionTask
+from limner.training.trainer import Result, train
+
+Runner = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen COCO photos with five captions each."""
+    folder = tmp_path_factory.mktemp("photos")
+    lines = (real_data / "coco_mini" / "captions.jsonl").read_text().splitlines()[:16]
+    with tarfile.open(real_data / "coco_mini" / "coco_mini_train2017.tar") as shard:
+        for line in lines:
+            shard.extract(json.loads(line)["image"], folder, filter="data")
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def fit(photos: Path, real_data: Path, tmp_path: Path) -> Runner:
+    """Trains MobileNetV2 + stories260k for a few steps in fp32."""
+
+    def run(name: str, **settings: Any) -> Result:
+        config = TrainConfig(
+            **{
+                "dataset": (str(photos),),
+                "encoder_model": str(real_data / "models" / "mobilenet-v2-0.35-224"),
+                "decoder_model": str(real_data / "models" / "stories260k"),
+                "runs_dir": tmp_path / "runs",
+                "cache_dir": tmp_path / "cache",
+                "name": name,
+                "batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "max_steps": 4,
+                "num_train_epochs": 9,
+                "eval_steps": 4,
+                "eval_images": 2,
+                "lora_dropout": 0.0,
+                "precision": "fp32",
+                "device": "cpu",
+                **settings,
+            }
+        )
+        data = ImageCaptionDataset(photos)
+        task = CaptionTask(config, lambda progress: data.splits(), say=lambda text: None)
+        return train(task, config, "train", "photos", quiet=True)
+
+    return run
+
+
+def curve(result: Result) -> list[float]:
+    return [
+        e.get("loss", e.get("eval_loss")) for e in result.run.events() if e["type"] in ("metrics", "validation")
+    ]
+
+
+def eval_loss(result: Result) -> float:
+    return [event["eval_loss"] for event in result.run.events() if event["type"] == "validation"][-1]
+
+
+def test_cached_features_train_as_live_ones(fit: Runner) -> None:
+    cached = fit("cached", cache_features="on")
+    live = fit("live", cache_features="off")
+    assert curve(cached) == pytest.approx(curve(live), rel=1e-5)
+    assert curve(cached)[3] < curve(cached)[0]
+
+
+def test_packed_rows_train_as_separate_ones(fit: Runner) -> None:
+    packed, separate = fit("packed"), fit("separate", pack=False)
+    assert curve(packed) == pytest.approx(curve(separate), rel=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(fit: Runner) -> None:
+    kept, recomputed = fit("kept"), fit("recomputed", gradient_checkpointing="on")
+    assert curve(kept) == pytest.approx(curve(recomputed), rel=1e-6)
+
+
+def test_a_base_model_goes_on_where_it_ended(fit: Runner) -> None:
+    first = fit("first", projection_lr=3e-3, lora_lr=3e-3, save_adapter=True)
+    assert (first.run.model_path / "adapter" / "adapter_model.safetensors").is_file()
+    again = fit("again", base_model="first", encoder_model=None, decoder_model=None, max_steps=1)
+    assert curve(again)[0] < curve(first)[0]
+    still = {"max_steps": 1, "projection_lr": 1e-9, "lora_lr": 1e-9}
+    zero = fit("zero", base_model="first", encoder_model=None, decoder_model=None, **still)
+    assert eval_loss(zero) == pytest.approx(eval_loss(first), rel=1e-4)
+
+
+def test_probes_and_samples_are_pictures_with_words(fit: Runner) -> None:
+    result = fit("probes")
+    samples = [event for event in result.run.events() if event["type"] == "sample"]
+    assert {event["step"] for event in samples} == {0, 1, 2, 4}
+    assert all((result.run.samples_path / event["image"]).is_file() for event in samples)
+    assert all(isinstance(event["text"], str) and event["references"] for event in samples)
+
+
+def test_from_nothing_learns_and_loads_in_stock_transformers(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command as a person gives it; the words of `limner caption` are those of transformers."""
+    flags = "--batch-size 4 --gradient-accumulation-steps 1 --max-steps 30 --num-train-epochs 99 --eval-steps 0"
+    where = ["--runs-dir", str(tmp_path), "--name", "small", "--device", "cpu", "--eval-images", "2"]
+    assert main(["train", "--dataset", str(photos), *flags.split(), *where]) == 0
+    losses = curve(Result(Run(tmp_path / "small"), "completed", 30, {}))
+    assert losses[29] < 0.75 * losses[0]
+    model, picture = tmp_path / "small" / "model", next(photos.glob("*.jpg"))
+    capsys.readouterr()
+    assert main(["caption", str(model), str(picture), "--json", "--num-beams", "1", "--precision", "fp32"]) == 0
+    ours = json.loads(capsys.readouterr().out)
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    stock, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    chat = [{"role": "user", "content": [{"type": "image"}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(images=Image.open(picture), text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        theirs = stock.generate(**inputs, num_beams=1)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert ours["tokens"] == theirs
+
+
+def test_contradictions_are_refused() -> None:
+    for settings, message in [
+        ({"augment": True, "cache_features": "on"}, "choose one"),
+        ({"push_to_hub": True}, "not here yet"),
+        ({"dataset": ("a", "b"), "dataset_weights": (1.0,)}, "2 numbers"),
+        ({"base_model": "x", "preset": "balanced"}, "brings its own"),
+        ({"save_adapter": True, "lora": False}, "no-lora"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**settings)
+
+
+def test_presets_fill_in_what_is_not_said(tmp_path: Path) -> None:
+    named = TrainConfig(dataset=("flickr",)).with_preset()
+    assert (named.encoder_model, named.decoder_model) == (
+        "google/siglip-base-patch16-224",
+        "HuggingFaceTB/SmolLM-135M",
+    )
+    own = TrainConfig(dataset=(str(tmp_path),)).with_preset()
+    assert own.encoder_model is None and own.decoder_model is None
+    mixed = TrainConfig(dataset=("flickr",), decoder_model="gpt2", preset="large").with_preset()
+    assert (mixed.decoder_model, mixed.batch_size) == ("gpt2", 2)
