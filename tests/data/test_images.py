@@ -176,6 +176,29 @@ def test_draft_decoding_is_smaller_never_too_small_and_near(photo: Image.Image) 
     assert load_image(turned, draft_size=(450, 337)).size == (338, 450)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_damage_anywhere_gives_a_picture_or_a_sentence() -> None:
+    """Some thousand files with flipped and cut bytes: nothing but ValueError comes out, and nothing hangs."""
+    picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).convert("RGB")
+    kinds = [(kind, {}) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")]
+    files = [encoded(picture, kind, **options) for kind, options in [*kinds, ("JPEG", {"progressive": True})]]
+    rng = np.random.default_rng(0)
+    outcomes = {"picture": 0, "sentence": 0}
+    for number in range(1600):
+        data = bytearray(files[number % len(files)])
+        for place in rng.integers(0, min(len(data), 400 if number % 3 else len(data)), rng.integers(1, 12)):
+            data[place] = rng.integers(0, 256)
+        if number % 5 == 0:
+            data = data[: rng.integers(1, len(data))]
+        try:
+            assert load_image(bytes(data)).mode == "RGB"
+            outcomes["picture"] += 1
+        except ValueError as error:
+            assert "\n" not in str(error)
+            outcomes["sentence"] += 1
+    assert min(outcomes.values()) > 200
+
+
 STOCK = [
     ("SiglipImageProcessor", {}),
     ("SiglipImageProcessor", {"size": {"height": 384, "width": 320}, "resample": 2}),
