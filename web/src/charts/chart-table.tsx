@@ -4,7 +4,7 @@ import type { ChartModel } from "./chart";
 import type { PlotLine } from "./plot";
 import { bisect, nearest } from "./track";
 
-const ROWS = 60;
+const ROWS = 200;
 
 interface Props {
   title: string;
@@ -14,7 +14,7 @@ interface Props {
   window: [number, number] | null;
 }
 
-/** The chart in numbers: evenly chosen rows of what is in the window, non-finite values by name. */
+/** The chart in numbers: evenly chosen rows of what is in the window, and every one that is not finite. */
 export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
   const [content, setContent] = useState(() => model.content());
   useEffect(() => {
@@ -24,7 +24,8 @@ export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
   }, [model]);
   const [from, to] = window ?? content.range ?? [0, 0];
   const xs = [...new Set(content.lines.flatMap((line) => line.parts.flatMap(({ raw }) => raw.x.slice(bisect(raw.x, from - 1e-9) + 1, bisect(raw.x, to) + 1))))].sort((a, b) => a - b);
-  const kept = xs.filter((_, index) => index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0);
+  const odd = new Set(content.lines.flatMap((line) => line.parts.flatMap(({ marks }) => marks.slice(0, ROWS).map((mark) => mark.x))));
+  const kept = xs.filter((x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0);
   return (
     <div className="chart-table" tabIndex={0} role="region" aria-label={`${title} as a table`}>
       <table className="plain">

@@ -185,7 +185,7 @@ export function Chart(props: Props) {
         <span className="place num" ref={place} />
         <div className="tools">
           <Tooltip label="Logarithmic (l)">
-            <button type="button" className="tool" aria-pressed={logY} aria-label={`${title}: logarithmic`} onClick={props.onLogY}>
+            <button type="button" className="tool" aria-pressed={logY} aria-label={`${title}: log scale`} onClick={props.onLogY}>
               log
             </button>
           </Tooltip>

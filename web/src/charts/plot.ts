@@ -89,7 +89,7 @@ export class PlotView {
   stops(): number[] {
     const [from, to] = this.xRange();
     const part = this.content.lines[0]?.parts.at(-1);
-    const xs = part?.smooth?.x.length ? part.smooth.x : (part?.raw.x ?? []);
+    const xs = (this.content.stacked ? part?.smooth?.x : part?.raw.x) ?? [];
     return xs.slice(bisect(xs, from - 1e-9) + 1, bisect(xs, to) + 1);
   }
 

@@ -114,11 +114,11 @@ export function Pictures({ model, health }: { model: string; health: Health | un
         {health?.allow_urls && <UrlBox onUrl={take} />}
         <div className="setting">
           <div className="spread"><span>Beams <span className="dim">1: greedy</span></span><b className="num">{beams}</b></div>
-          <Slider label={null} thumbProps={{ "aria-label": "Beams" }} min={1} max={8} value={beams} onChange={setBeams} />
+          <Slider label={null} thumbLabel="Beams" min={1} max={8} value={beams} onChange={setBeams} />
         </div>
         <div className="setting">
           <div className="spread"><span>Longest caption <span className="dim">tokens</span></span><b className="num">{longest}</b></div>
-          <Slider label={null} thumbProps={{ "aria-label": "Longest caption" }} min={4} max={80} value={longest} onChange={setLongest} />
+          <Slider label={null} thumbLabel="Longest caption" min={4} max={80} value={longest} onChange={setLongest} />
         </div>
       </div>
       <section className="output-side" aria-label="Captions" aria-busy={phase !== null}>

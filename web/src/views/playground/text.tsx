@@ -177,7 +177,7 @@ function SettingSlider({ label, help, value, ...rest }: SettingProps) {
         <span>{label} {help && <span className="dim">{help}</span>}</span>
         <b className="num">{value}</b>
       </div>
-      <Slider label={null} thumbProps={{ "aria-label": label }} value={value} {...rest} />
+      <Slider label={null} thumbLabel={label} value={value} {...rest} />
     </div>
   );
 }

@@ -67,9 +67,9 @@ export function Charts() {
           ]}
         />
         <div className="smoothing">
-          <span id="smoothing">Smoothing</span>
+          <span aria-hidden="true">Smoothing</span>
           <Slider
-            thumbProps={{ "aria-labelledby": "smoothing" }}
+            thumbLabel="Smoothing"
             min={0}
             max={0.99}
             step={0.01}

@@ -88,7 +88,7 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
 declare global {
   interface Window {
     /** For the console and for tests: what the page holds of the run that is open. */
-    limner?: { run: string; held: () => { ranges: [number, number][]; count: number; duplicates: number; cuts: number } };
+    limner?: { run: string; held: () => { ranges: [number, number][]; count: number; duplicates: number; cuts: number; connection: Connection } };
   }
 }
 
@@ -97,7 +97,7 @@ function expose(store: RunStore): void {
     run: store.id,
     held: () => {
       const { ranges, count, duplicates } = store.feed.held;
-      return { ranges, count, duplicates, cuts: store.feed.cuts };
+      return { ranges, count, duplicates, cuts: store.feed.cuts, connection: store.connection };
     },
   };
 }

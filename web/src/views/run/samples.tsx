@@ -58,7 +58,7 @@ export function Samples() {
             </Tooltip>
             <Slider
               className="steps"
-              thumbProps={{ "aria-label": "Step of the samples" }}
+              thumbLabel="Step of the samples"
               min={0}
               max={Math.max(1, last)}
               step={1}

@@ -1,0 +1,115 @@
+"""A proxy cuts the socket again and again: the page holds every event once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import Server, free_port, tab
+
+from limner.runs import EventWriter, create_run
+from limner.runs.state import process_identity
+
+EVENTS = 10_000
+CUTS = 20
+
+
+class Proxy:
+    """Forwards TCP to a server. `cut` ends every WebSocket that is open, as a bad network does: without a word."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = free_port()
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.sockets: list[socket.socket] = []
+        self.closed = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> int:
+        victims, self.sockets = self.sockets, []
+        for victim in victims:
+            with contextlib.suppress(OSError):  # gone already
+                victim.shutdown(socket.SHUT_RDWR)
+        return len(victims)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            first = client.recv(65536)
+            server = socket.create_connection(("127.0.0.1", self.target))
+            if first.startswith(b"GET /ws/"):
+                self.sockets.append(client)
+            server.sendall(first)
+        except OSError:
+            client.close()
+            return
+        threading.Thread(target=pump, args=(server, client), daemon=True).start()
+        pump(client, server)
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # one side has gone: the other is told so below
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.listener.close()
+    proxy.cut()
+
+
+def write(writer: EventWriter, count: int) -> None:
+    for _ in range(count):
+        step = writer.seq
+        writer.write("metrics", step, loss=4.0 / step, tokens=16 * step)
+
+
+def test_twenty_cuts_in_ten_thousand_events(chromium: Any, server: Server, proxy: Proxy) -> None:
+    run = create_run(server.runs, "cut", "pretrain", {"lr": 1e-3})
+    writer = EventWriter(run.events_path)
+    identity = process_identity()
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=EVENTS, **identity)
+    with tab(chromium, replace(server, port=proxy.port)) as page:
+        page.goto(f"http://127.0.0.1:{proxy.port}/runs/cut")
+        # Event 1 was there when the page opened and came with the run itself; the socket tells all others.
+        page.wait_for_function("() => window.limner?.held().connection === 'live'")
+        for cut in range(1, CUTS + 1):
+            burst = (EVENTS - 2) // CUTS // 2
+            write(writer, burst)
+            assert proxy.cut() == 1
+            write(writer, burst)
+            page.wait_for_function(
+                "cut => window.limner.held().cuts === cut && window.limner.held().connection === 'live'", arg=cut
+            )
+        write(writer, EVENTS - 1 - writer.seq)
+        writer.write("complete", writer.seq, reason="completed", metrics={}, interrupted=False)
+        page.wait_for_function("last => window.limner.held().ranges.at(-1)?.[1] === last", arg=EVENTS, timeout=20_000)
+        held = page.evaluate("window.limner.held()")
+        assert held["ranges"] == [[2, EVENTS]], json.dumps(held)
+        assert held["count"] == EVENTS - 1
+        assert held["duplicates"] == 0
+        assert held["cuts"] == CUTS
+        # And the charts drew them: the last loss is that of the last metrics event.
+        page.wait_for_function(
+            "text => document.querySelector('[data-chart=loss] [role=slider]').ariaValueText.includes(text)",
+            arg=f"step {EVENTS - 1:,}",
+        )
