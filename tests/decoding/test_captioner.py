@@ -115,6 +115,18 @@ def test_bf16_says_nearly_the_same(folder: Path, captioner: limner.Captioner) ->
     assert float((exact - rough).norm() / exact.norm()) < 0.02
 
 
+def test_int8_says_nearly_the_same(folder: Path, captioner: limner.Captioner) -> None:
+    rough = limner.load_captioner(folder, device="cpu", quantize="int8")
+    pictures = [toy_picture(seed) for seed in range(6)]
+    exact = captioner.describe(pictures, num_beams=1, max_new_tokens=1)
+    eighth = rough.describe(pictures, num_beams=1, max_new_tokens=1)
+    assert [c.tokens for c in exact] == [c.tokens for c in eighth]
+    assert [c.score for c in eighth] == pytest.approx([c.score for c in exact], abs=0.1)
+    assert [c.score for c in eighth] != [c.score for c in exact]
+    with pytest.raises(ValueError, match="no quantization 'int3'"):
+        limner.load_captioner(folder, device="cpu", quantize="int3")
+
+
 def test_transparent_pictures_stand_on_white(captioner: limner.Captioner) -> None:
     clear = Image.new("RGBA", (40, 40), (10, 200, 10, 0))
     assert captioner.caption(clear) == captioner.caption(Image.new("RGB", (40, 40), "white"))

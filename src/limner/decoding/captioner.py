@@ -149,7 +149,7 @@ def load_captioner(
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "mps".
         precision: "auto" is fp32, in which the words are those of stock runtimes; "bf16" is faster where the
             machine multiplies it faster; "fp16" on GPUs.
-        quantize: "int8": weights of the language model in 8 bits.
+        quantize: "int8": the language model's matrices in 8 bits.
         threads: CPU threads; None: as torch has it.
         revision: of a hub id.
         cache_dir: where hub downloads are kept.
@@ -163,6 +163,4 @@ def load_captioner(
     vlm = read_captioner(model, revision=revision, cache_dir=cache_dir)
     vlm.keep_frozen_in(choice.dtype)
     vlm.to(choice.device)
-    if quantize is not None:
-        raise ValueError(f"There is no quantization {quantize!r} here yet.")
-    return Captioner(vlm, choice)
+    return Captioner(vlm, choice, step_model(vlm.language_model, quantize=quantize))
