@@ -48,7 +48,16 @@ class Server:
 
     def train(self, name: str, *arguments: object, verb: str = "pretrain", wait: bool = False) -> None:
         """Begins a fake run; ``wait``: until it has ended."""
-        words = [sys.executable, str(TRAINER), verb, "--runs-dir", str(self.runs), "--name", name, *map(str, arguments)]
+        words = [
+            sys.executable,
+            str(TRAINER),
+            verb,
+            "--runs-dir",
+            str(self.runs),
+            "--name",
+            name,
+            *map(str, arguments),
+        ]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.trainers.append(process)
         if wait:
@@ -134,7 +143,11 @@ class tab:
 
     def _listen(self, message: Any) -> None:
         # A cut connection and a refusal are the server's to tell; the browser logs them as well.
-        if message.type == "error" and "Failed to load resource" not in message.text and "WebSocket" not in message.text:
+        if (
+            message.type == "error"
+            and "Failed to load resource" not in message.text
+            and "WebSocket" not in message.text
+        ):
             self.problems.append(message.text)
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -42,7 +42,9 @@ def visited(server: Server) -> Iterator[Server]:
 
 def settle(page: Any) -> None:
     """Until the view stands and what it asked for has come."""
-    page.wait_for_function("() => document.querySelector('main h1, main h2') && !document.querySelector('.empty[role=status]')")
+    page.wait_for_function(
+        "() => document.querySelector('main h1, main h2') && !document.querySelector('.empty[role=status]')"
+    )
     page.wait_for_timeout(250)
 
 

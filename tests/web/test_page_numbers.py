@@ -32,7 +32,9 @@ def test_values_that_are_not_finite(page: Any, server: Server) -> None:
     assert (rows["50"], rows["51"], rows["52"], rows["53"]) == ("NaN", "∞", "−∞", "0")
 
     chart.get_by_role("button", name="Loss as a table").click()
-    chart.get_by_role("button", name="Loss: log scale").click()  # zero has no place on this axis, and breaks nothing
+    chart.get_by_role(
+        "button", name="Loss: log scale"
+    ).click()  # zero has no place on this axis, and breaks nothing
     expect(chart.get_by_role("slider")).to_be_visible()
     page.goto(server.url)
     row = page.locator("tr", has_text="odd")

@@ -97,7 +97,9 @@ def test_a_run_is_steered_by_keyboard_alone(page: Any) -> None:
     wait_for_step(page, 10)
     tab_to("[data-chart=loss] [role=slider]")
     type_keys("ArrowLeft", "ArrowLeft")
-    expect(page.locator("[data-chart=loss] [role=slider]")).to_have_attribute("aria-valuetext", re.compile(r"^step \d+: training \d"))
+    expect(page.locator("[data-chart=loss] [role=slider]")).to_have_attribute(
+        "aria-valuetext", re.compile(r"^step \d+: training \d")
+    )
     keys.press("Escape")
     keys.press("p")
     status(page, "paused")
