@@ -212,7 +212,8 @@ class RunIndex:
                 return []
             offsets = self._offsets.array
             if most_bytes is not None:
-                fits = int(np.searchsorted(offsets, offsets[first - 1] + most_bytes, "right"))
+                bound = offsets[first - 1] + most_bytes
+                fits = self.last_seq if self.offset <= bound else int(np.searchsorted(offsets, bound, "right")) - 1
                 last = max(first, min(last, fits))
             start = int(offsets[first - 1])
             stop = int(offsets[last]) if last < self.last_seq else self.offset

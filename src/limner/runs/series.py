@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +116,7 @@ def _table(
     if len(table) and x in axes:
         attempts = table.head("attempt")
         cuts = [0, *(np.flatnonzero(np.diff(attempts)) + 1).tolist(), len(table)]
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             # fmax: a clock that was set back, or an absent value, must not break the search
             where = np.fmax.accumulate(axes[x][start:stop])
             first = 0 if low is None else int(np.searchsorted(where, low, "left"))
