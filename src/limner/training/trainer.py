@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import shutil
 import traceback
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 
 from limner import device as hardware
@@ -96,6 +97,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
         log_with=list(config.report_to) or None,
         project_dir=str(config.runs_dir),
     )
+    _check_processes(accelerator)
     opened = open_run(verb, config, subject) if accelerator.is_main_process else None
     path = _broadcast(accelerator, opened.run.path if opened else None)
     journal = Journal(path if accelerator.is_main_process else None, quiet)
@@ -531,6 +533,29 @@ class Trainer:
         )
         if self.config.report_to:
             self.accelerator.init_trackers("limner", config={"run": self.run.name})
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    """Refuses launches that would not do what they say.
+
+    Raises:
+        ValueError: sharding, which this trainer does not do; a launcher that asked for processes it did not start.
+    """
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+    ):
+        raise ValueError(
+            f"Limner trains in one process or with DDP, not with {accelerator.distributed_type}; launch it with "
+            "torchrun, or with `accelerate launch --multi_gpu`."
+        )
+    launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ
+    if launched and accelerator.num_processes == 1:
+        accelerator.print(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for several: "
+            "torchrun --nproc_per_node=N -m limner ..."
+        )
 
 
 def _broadcast(accelerator: Accelerator, value: Any) -> Any:
