@@ -22,9 +22,8 @@ PAGE = ROOT / "src" / "limner" / "server" / "page" / "index.html"
 SERVE = ROOT / "tests" / "server" / "serve_fake.py"
 TRAINER = ROOT / "tests" / "server" / "fake_trainer.py"
 TOKEN = "token-of-the-page-tests"
-CHROMIUM = (
-    "--no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-component-update --disable-sync"
-).split()
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+CHROMIUM += ["--disable-component-update", "--disable-sync"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

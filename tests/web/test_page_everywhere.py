@@ -1,4 +1,4 @@
-"""What holds for every view: axe finds nothing serious, nothing leaves the origin, and a telephone is wide enough."""
+"""Every view: axe finds nothing serious, nothing leaves the origin, and a telephone is wide enough."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_axe_finds_nothing_serious(chromium: Any, visited: Server, scheme: str) 
             page.evaluate(script)
             result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
             found += [
-                f"{view}: {violation['id']} ({violation['impact']}) {node['html'][:160]} {node['failureSummary'][:200]}"
+                f"{view}: {violation['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
                 for violation in result["violations"]
                 if violation["impact"] in ("serious", "critical")
                 for node in violation["nodes"][:2]

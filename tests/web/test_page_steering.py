@@ -17,10 +17,8 @@ def step(page: Any) -> int:
 
 
 def wait_for_step(page: Any, least: int) -> None:
-    page.wait_for_function(
-        "least => Number(document.querySelector('.vitals dd').innerText.split(' of ')[0].replace(',', '')) >= least",
-        arg=least,
-    )
+    shown = "document.querySelector('.vitals dd').innerText.split(' of ')[0].replace(',', '')"
+    page.wait_for_function(f"least => Number({shown}) >= least", arg=least)
 
 
 def test_a_run_is_steered_by_mouse(page: Any) -> None:
