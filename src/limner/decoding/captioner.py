@@ -163,4 +163,5 @@ def load_captioner(
     vlm = read_captioner(model, revision=revision, cache_dir=cache_dir)
     vlm.keep_frozen_in(choice.dtype)
     vlm.to(choice.device)
+    vlm.pack_encoder()
     return Captioner(vlm, choice, step_model(vlm.language_model, quantize=quantize))

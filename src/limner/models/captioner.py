@@ -25,6 +25,7 @@ from limner.models import encoder as encoders
 from limner.models.decoder import Say
 from limner.models.hub import seeded
 from limner.models.lora import Lora, add_lora
+from limner.models.packed import can_pack, packed
 from limner.models.projection import ProjectionHead, ProjectionType
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class PrefixConditioningVLM(nn.Module):
         self.encoder_is_frozen = False
         # Not a child: it shares the encoder's weights, and must not stand in the state dict twice.
         self.__dict__["_tower"] = encoders.tower_up_to(encoder, feature_layer)
+        self.__dict__["_packed"] = None
         self.num_prefix_tokens = encoders.feature_shape(encoder, feature_layer, self.image_size)[0]
 
     # ---- parts -----------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class PrefixConditioningVLM(nn.Module):
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         layer = self.feature_layer if self.__dict__["_tower"] is None else None
-        return encoders.as_row(encoders.encode(self.tower, pixels, layer))
+        return encoders.as_row(encoders.encode(self.__dict__["_packed"] or self.tower, pixels, layer))
 
     def prefix_embeds(self, features: torch.Tensor) -> torch.Tensor:
         """(B, P, Dv) -> (B, P, D), in the dtype of the language model's embeddings."""
@@ -218,13 +220,30 @@ class PrefixConditioningVLM(nn.Module):
         for parameter in opened:
             parameter.requires_grad_(True)
         self.encoder_is_frozen = not opened
+        self.__dict__["_packed"] = None
         self.train(self.training)
+
+    def pack_encoder(self) -> bool:
+        """Prepares a frozen encoder for speed (`limner.models.packed`); True where this machine can.
+
+        Call it when the model stands where and in the precision in which it is to compute; moving or casting it,
+        or opening its encoder, undoes it. The packed weights are a copy.
+        """
+        if self.encoder_is_frozen and can_pack(self.encoder):
+            self.__dict__["_packed"] = packed(self.tower)
+        return self.__dict__["_packed"] is not None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PrefixConditioningVLM:
+        self.__dict__["_packed"] = None
+        super()._apply(*args, **kwargs)
+        return self
 
     def open_encoder(self) -> None:
         """Lets the whole encoder train, as far as it is in use."""
         self.encoder.requires_grad_(False)
         self.tower.requires_grad_(True)
         self.encoder_is_frozen = False
+        self.__dict__["_packed"] = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> PrefixConditioningVLM:
@@ -236,6 +255,7 @@ class PrefixConditioningVLM(nn.Module):
 
     def keep_frozen_in(self, dtype: torch.dtype) -> None:
         """Casts what does not train to ``dtype``; what trains stays in fp32."""
+        self.__dict__["_packed"] = None
         for part in (self.encoder, self.decoder):
             if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in part.modules()):
                 continue  # running statistics lose too much in 8 bits of mantissa, and such trunks are small
