@@ -86,7 +86,7 @@ def test_an_image_text_model_of_another_make(tmp_path: Path) -> None:
     for picture, one in zip(PICTURES, said, strict=True):
         ids = model.generate(**pixels(picture, return_tensors="pt"), num_beams=1, max_new_tokens=5)[0]
         assert one.text == words.decode(ids[1:], skip_special_tokens=True)  # BLIP repeats its start token
-        assert len(one.token_logprobs) == len(one.tokens) and max(one.token_logprobs) < 0
+        assert len(one.token_logprobs) == len(one.tokens) and all(chance < 0 for chance in one.token_logprobs)
 
 
 def test_our_own_model_opens_as_our_own_captioner(tmp_path: Path) -> None:

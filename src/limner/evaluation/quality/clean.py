@@ -1,0 +1,80 @@
+"""What the report proposes, done: into a new data set, never in the source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+from limner.data.records import Record
+from limner.evaluation.ptb import ptb_tokenize
+from limner.evaluation.quality.examine import LONG, SHORT, Example, Quality
+from limner.evaluation.quality.new_set import Entry
+from limner.evaluation.quality.words import OPENINGS, respaced, rewrite
+
+DROPS_PICTURE = ("broken", "duplicate", "leak")
+
+
+@dataclass
+class Cleaning:
+    """What was done, by name: how many pictures were dropped, captions dropped or rewritten."""
+
+    done: Counter[str] = field(default_factory=Counter)
+
+    def sentences(self) -> list[str]:
+        """For people, and for the README."""
+        return [f"{what}: {count:,}" for what, count in sorted(self.done.items())] or ["nothing had to be changed"]
+
+
+def clean(quality: Quality, actions: Collection[str], cleaning: Cleaning) -> Iterator[Entry]:
+    """The entries of the new set, in the order of the old; ``cleaning`` is filled on the way.
+
+    The captions of an exact copy go to the picture that stays. A picture that loses all its captions is dropped.
+    """
+    inherited = _inherited(quality, actions)
+    for example in quality.examples:
+        reason = next((name for name in DROPS_PICTURE if name in actions and name in example.findings), None)
+        if reason:
+            cleaning.done[f"pictures dropped ({reason})"] += 1
+            continue
+        texts = [*example.record.captions, *inherited.get(example.record.image_id, [])]
+        captions = _captions(texts, actions, cleaning)
+        if not captions:
+            cleaning.done["pictures dropped (no caption left)"] += 1
+            continue
+        original = {} if captions == example.record.captions else {"original_captions": example.record.captions}
+        yield Entry(_with(example, captions), example.split, original)
+
+
+def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[str]]:
+    if "duplicate" not in actions:
+        return {}
+    found: dict[str, list[str]] = {}
+    for example in quality.found("duplicate"):
+        found.setdefault(example.like, []).extend(example.record.captions)
+    return found
+
+
+def _with(example: Example, captions: list[str]) -> Record:
+    return replace(example.record, captions=captions)
+
+
+def _captions(texts: list[str], actions: Collection[str], cleaning: Cleaning) -> list[str]:
+    kept: list[str] = []
+    known: set[str] = set()
+    for text in texts:
+        changed = text
+        opens_emptily = "opening" in actions and OPENINGS.match(text)
+        if opens_emptily or ("spacing" in actions and respaced(text) != text):
+            changed = rewrite(text)
+        tokens = ptb_tokenize(changed)
+        num_words = len(tokens.split())
+        if ("short" in actions and num_words < SHORT) or ("long" in actions and num_words > LONG):
+            cleaning.done[f"captions dropped ({'short' if num_words < SHORT else 'long'})"] += 1
+        elif "repeated" in actions and tokens in known:
+            cleaning.done["captions dropped (repeated)"] += 1
+        else:
+            cleaning.done["captions rewritten"] += changed != text
+            kept.append(changed)
+            known.add(tokens)
+    return kept

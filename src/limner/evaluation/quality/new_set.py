@@ -1,0 +1,132 @@
+"""A new data set on disk, in the form that Limner and the hub both read: folders of pictures with metadata.jsonl.
+
+    DIR/README.md, DIR/train/metadata.jsonl, DIR/train/<pictures>, DIR/validation/..., DIR/test/...
+
+Pictures are copied byte for byte. The folder is written aside and renamed: it is whole, or it is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from limner.data.images import EXTENSIONS, image_bytes
+from limner.data.records import SPLITS, Record, Split
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\x00": ".tif",
+    b"MM\x00*": ".tif",
+}
+
+
+@dataclass
+class Entry:
+    """A picture of the new set."""
+
+    record: Record
+    split: Split
+    extra: Mapping[str, Any]
+    """Further columns of its metadata (``original_captions``, ...)."""
+
+
+def write_set(entries: Iterable[Entry], folder: Path, title: str, told: Callable[[], Sequence[str]]) -> int:
+    """Writes the set, and returns how many pictures it has.
+
+    Args:
+        told: gives what was done, a sentence each, for the README; called when all entries are written.
+
+    Raises:
+        ValueError: the folder exists and is not empty, or there is nothing to write.
+        OSError: the disk is full; nothing is left behind.
+    """
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        counts = _write(entries, aside)
+        if not sum(counts.values()):
+            raise ValueError("Nothing would be left of the data set; nothing was written.")
+        (aside / "README.md").write_text(_card(title, told(), counts), encoding="utf-8")
+        aside.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return sum(counts.values())
+
+
+def check_free(folder: Path) -> None:
+    """Refuses a folder that holds something, before work is put into it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; name a new folder with --out.")
+
+
+def _write(entries: Iterable[Entry], folder: Path) -> dict[str, int]:
+    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    taken: set[str] = set()
+    for entry in entries:
+        data = picture_bytes(entry.record)
+        name = _name(entry.record.image_id, data, entry.split, taken)
+        target = folder / entry.split / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(data)
+        row = {
+            "file_name": name,
+            "captions": entry.record.captions,
+            "image_id": entry.record.image_id,
+            **entry.extra,
+        }
+        rows[entry.split].append(json.dumps(row, ensure_ascii=False) + "\n")
+    for split, lines in rows.items():
+        if lines:
+            (folder / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {split: len(lines) for split, lines in rows.items()}
+
+
+def picture_bytes(record: Record) -> bytes:
+    """The picture's file as it is."""
+    if isinstance(record.image, Image.Image | np.ndarray):
+        raise ValueError(f"The picture {record.image_id} is no file.")
+    return image_bytes(record.image)
+
+
+def _name(image_id: str, data: bytes, split: str, taken: set[str]) -> str:
+    """A plain file name from the image's id, never used twice, with the ending that the bytes deserve."""
+    last = image_id.replace("\\", "/").rsplit("/", 1)[-1]
+    stem, dot, ending = last.rpartition(".")
+    if not dot or f".{ending.lower()}" not in EXTENSIONS:
+        stem, ending = last, next((e for s, e in _SIGNATURES.items() if data.startswith(s)), ".webp")[1:]
+    stem = re.sub(r"[^\w-]+", "_", stem)[:80].strip("_") or "picture"
+    name = f"{stem}.{ending.lower()}"
+    if f"{split}/{name.lower()}" in taken:
+        name = f"{stem}-{hashlib.blake2b(image_id.encode(), digest_size=4).hexdigest()}.{ending.lower()}"
+    taken.add(f"{split}/{name.lower()}")
+    return name
+
+
+def _card(title: str, told: Sequence[str], counts: Mapping[str, int]) -> str:
+    """The data set's page on the hub."""
+    files = "".join(f"  - split: {split}\n    path: {split}/**\n" for split, count in counts.items() if count)
+    sizes = "\n".join(f"- {split}: {count:,} pictures" for split, count in counts.items() if count)
+    done = "\n".join(f"- {sentence}" for sentence in told)
+    return (
+        f"---\ntask_categories:\n- image-to-text\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n"
+        f"# {title}\n\n{sizes}\n\nMade by Limner:\n\n{done}\n\nRead it with `limner train --dataset DIR`, or "
+        "`datasets.load_dataset`.\nThe licences of the pictures and captions are those of their sources.\n"
+    )
