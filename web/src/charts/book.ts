@@ -1,5 +1,5 @@
 // The lines of one run: a base from the server (all points, reduced with their extremes) and the live rows after it.
-import type { Segment, Series, Table } from "../api/types";
+import type { Segment, Series } from "../api/types";
 import { LiveTable } from "../live/table";
 import { Track, bisect, type Transform } from "./track";
 
@@ -56,12 +56,6 @@ export class LineBook {
     return entry.tracks;
   }
 
-  /** Rows of a table, in the base and live. */
-  total(table: TableName): number {
-    const live = this.store[table];
-    return (this.base.tables[table]?.total ?? 0) + live.rows - live.rowAfter(this.base.to_seq);
-  }
-
   /** The first and the last x of the whole run. */
   range(): [number, number] | null {
     const { metrics } = this.store;
@@ -102,7 +96,7 @@ export class LineBook {
   private fromBase({ table, key, transform }: LineKey): Track[] {
     const name = table === "validation" ? `validation/${key}` : key;
     const smoothing = table === "validation" ? 0 : this.smoothing;
-    const segments = (this.base.tables[table] as Table | undefined)?.segments ?? [];
+    const segments = this.base.tables[table]?.segments ?? [];
     return segments
       .map((segment) => {
         const column = segment.series[name] ? name : key;

@@ -14,7 +14,7 @@ export interface ChartModel {
   /** What to draw now; asked for again after every change of the source. */
   content(): PlotContent;
   /** "1,914 of 240,000 points", and what was left out. */
-  points(): { shown: number; total: number };
+  points(window: [number, number] | null): { shown: number; total: number };
   /** Calls back after changes; returns the end of it. */
   subscribe(listener: () => void): () => void;
   stepAt(x: number): number;
@@ -30,7 +30,8 @@ interface Props {
   cursor: Cursor;
   logX: boolean;
   logY: boolean;
-  onLogY: () => void;
+  /** Absent where a logarithmic axis has no sense. */
+  onLogY: (() => void) | null;
   timeOrigin: number | null;
   window: [number, number] | null;
   onWindow: (window: [number, number] | null) => void;
@@ -120,7 +121,7 @@ export function Chart(props: Props) {
       last = performance.now();
       view.show(model.content(), window);
       tell();
-      const { shown, total } = model.points();
+      const { shown, total } = model.points(window);
       if (status.current) status.current.textContent = total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "";
     };
     const request = (): void => {
@@ -166,7 +167,7 @@ export function Chart(props: Props) {
       "0": () => props.onWindow(null),
       PageUp: () => view.panBy(-0.5),
       PageDown: () => view.panBy(0.5),
-      l: props.onLogY,
+      l: () => props.onLogY?.(),
       t: () => setTable(true),
     };
     const action = actions[event.key];
@@ -184,11 +185,13 @@ export function Chart(props: Props) {
         </h3>
         <span className="place num" ref={place} />
         <div className="tools">
-          <Tooltip label="Logarithmic (l)">
-            <button type="button" className="tool" aria-pressed={logY} aria-label={`${title}: log scale`} onClick={props.onLogY}>
-              log
-            </button>
-          </Tooltip>
+          {props.onLogY && (
+            <Tooltip label="Logarithmic (l)">
+              <button type="button" className="tool" aria-pressed={logY} aria-label={`${title}: log scale`} onClick={props.onLogY}>
+                log
+              </button>
+            </Tooltip>
+          )}
           <Tooltip label="As a table (t)">
             <ActionIcon size="sm" aria-pressed={table} aria-label={`${title} as a table`} onClick={() => setTable(!table)}>
               <Icon name={table ? "spark" : "table"} size={14} />

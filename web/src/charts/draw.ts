@@ -156,6 +156,7 @@ export function drawPauses(canvas: Canvas, pauses: PlotContent["pauses"]): void 
     if (width > 2 * ratio) ctx.fillRect(left, canvas.top, width, canvas.height);
     else {
       // An axis that does not count time has no width for a pause: two short bars, as on a player's button.
+      ctx.fillStyle = canvas.color("--c4");
       for (const side of [-3, 1]) ctx.fillRect(left + side * ratio, canvas.top + canvas.height - 9 * ratio, 2 * ratio, 9 * ratio);
     }
   }

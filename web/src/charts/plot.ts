@@ -1,6 +1,7 @@
 // One chart on a canvas. uPlot gives scales, axes and drag selection; the lines are drawn here, straight from tracks.
 import uPlot from "uplot";
 import { formatDuration, formatValue } from "../format";
+import { numberAxis, timeAxis } from "./axes";
 import { drawLine, drawMarks, drawPauses, drawReferences, drawStack, drawStarts, type Canvas } from "./draw";
 import { bisect, interpolate, nearest, type Mark, type Polyline } from "./track";
 
@@ -113,20 +114,22 @@ export class PlotView {
 
   setCursor(x: number | null): void {
     this.cursorX = x;
-    const visible = x !== null && x >= (this.u.scales.x?.min ?? 0) && x <= (this.u.scales.x?.max ?? 0);
+    const [from, to] = this.xRange();
+    const visible = x !== null && x >= from && x <= to;
+    const left = visible ? this.u.valToPos(this.unit(x, "x"), "x") : 0;
     this.line.style.display = visible ? "block" : "none";
     this.content.lines.forEach((line, index) => {
       const dot = this.dot(index);
       const y = visible && !this.content.stacked ? this.valueAt(line, x).shown : null;
-      const top = y === null || !Number.isFinite(y) ? Number.NaN : this.u.valToPos(y, "y");
+      const top = y === null || !Number.isFinite(y) ? Number.NaN : this.u.valToPos(this.unit(y, "y"), "y");
       const inside = top >= 0 && top <= this.u.over.clientHeight;
       dot.style.display = visible && inside ? "block" : "none";
       if (!visible || !inside) return;
-      dot.style.transform = `translate(${this.u.valToPos(x, "x")}px, ${top}px)`;
+      dot.style.transform = `translate(${left}px, ${top}px)`;
       dot.style.background = `var(${line.color})`;
     });
     for (const dot of this.dots.slice(this.content.lines.length)) dot.style.display = "none";
-    if (visible) this.line.style.transform = `translateX(${Math.round(this.u.valToPos(x, "x"))}px)`;
+    if (visible) this.line.style.transform = `translateX(${Math.round(left)}px)`;
   }
 
   formatX(x: number): string {
@@ -138,16 +141,31 @@ export class PlotView {
   private rescale(): void {
     const [min, max] = this.xRange();
     this.u.batch(() => {
-      this.u.setScale("x", { min, max });
+      this.u.setScale("x", { min: this.unit(min, "x"), max: this.unit(max, "x") });
       const [low, high] = this.yRange(min, max);
-      this.u.setScale("y", { min: low, max: high });
+      this.u.setScale("y", { min: this.unit(low, "y"), max: this.unit(high, "y") });
     });
     this.setCursor(this.cursorX);
   }
 
+  private logarithmic(axis: "x" | "y"): boolean {
+    return axis === "y" ? this.settings.logY : this.settings.logX && this.settings.timeOrigin === null;
+  }
+
+  /** A value in the units of its scale: a logarithmic axis is a linear scale of powers of ten. */
+  private unit(value: number, axis: "x" | "y"): number {
+    return this.logarithmic(axis) ? Math.log10(value) : value;
+  }
+
+  /** The x at a place of the plotting area. */
+  private xAt(left: number): number {
+    const unit = this.u.posToVal(left, "x");
+    return this.logarithmic("x") ? 10 ** unit : unit;
+  }
+
   private xRange(): [number, number] {
     let [from, to] = this.window ?? this.content.range ?? [0, 1];
-    if (this.settings.logX && from <= 0) from = Math.min(1, to / 1000);
+    if (this.logarithmic("x") && from <= 0) from = Math.min(1, to / 1000);
     if (to <= from) to = from + (this.settings.timeOrigin === null ? 1 : 10);
     return [from, to];
   }
@@ -207,8 +225,8 @@ export class PlotView {
       legend: { show: false },
       cursor: { show: true, x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 6 }, bind: { dblclick: () => null } },
       scales: {
-        x: { time: false, auto: false, distr: logX && timeOrigin === null ? 3 : 1 },
-        y: { auto: false, distr: logY ? 3 : 1 },
+        x: { time: false, auto: false },
+        y: { auto: false },
       },
       series: [{}],
       axes: [
@@ -216,11 +234,9 @@ export class PlotView {
           ...axis,
           size: 26,
           gap: 3,
-          ...(timeOrigin === null
-            ? { ...(logX ? { splits: (u: uPlot) => decades(u, "x"), filter: (_: uPlot, ticks: number[]) => ticks } : {}), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) }
-            : { splits: (u: uPlot) => timeSplits(u, timeOrigin), values: (_: uPlot, ticks: number[]) => ticks.map((tick) => formatDuration(tick - timeOrigin)) }),
+          ...(timeOrigin === null ? numberAxis("x", logX) : timeAxis(timeOrigin)),
         },
-        { ...axis, size: 52, gap: 4, ...(logY ? { splits: (u: uPlot) => decades(u, "y"), filter: (_: uPlot, ticks: number[]) => ticks } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) },
+        { ...axis, size: 52, gap: 4, ...numberAxis("y", logY) },
       ],
       hooks: {
         draw: [(u) => this.draw(u, css)],
@@ -238,10 +254,10 @@ export class PlotView {
       top: bbox.top,
       width: bbox.width,
       height: bbox.height,
-      x: (value) => u.valToPos(value, "x", true),
-      y: (value) => u.valToPos(value, "y", true),
-      from: u.scales.x?.min ?? 0,
-      to: u.scales.x?.max ?? 1,
+      x: (value) => u.valToPos(this.unit(value, "x"), "x", true),
+      y: (value) => u.valToPos(this.unit(value, "y"), "y", true),
+      from: this.xRange()[0],
+      to: this.xRange()[1],
       color: (name) => css.getPropertyValue(name).trim(),
       font: css.fontFamily,
       logY: this.settings.logY,
@@ -274,7 +290,7 @@ export class PlotView {
   private selected(u: uPlot): void {
     const { left, width } = u.select;
     if (width < 4) return;
-    const range: [number, number] = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
+    const range: [number, number] = [this.xAt(left), this.xAt(left + width)];
     u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
     this.handlers.zoom(range);
   }
@@ -282,10 +298,10 @@ export class PlotView {
   private listen(): void {
     const { over } = this.u;
     let down: { x: number; y: number } | null = null;
-    const place = (event: PointerEvent): number => event.clientX - over.getBoundingClientRect().left;
+    const place = (event: MouseEvent): number => event.clientX - over.getBoundingClientRect().left;
     over.addEventListener("pointermove", (event) => {
       if (this.pan) return this.panTo(event.clientX);
-      this.handlers.hover(this.snap(this.u.posToVal(place(event), "x")));
+      this.handlers.hover(this.snap(this.xAt(place(event))));
     });
     over.addEventListener("pointerleave", () => this.handlers.hover(null));
     over.addEventListener(
@@ -296,7 +312,7 @@ export class PlotView {
         event.stopImmediatePropagation(); // shift or the middle button moves the window; uPlot must not select
         event.preventDefault();
         const [from, to] = this.xRange();
-        this.pan = { x: event.clientX, from, to };
+        this.pan = { x: event.clientX, from: this.unit(from, "x"), to: this.unit(to, "x") };
         addEventListener("mouseup", () => (this.pan = null), { once: true });
       },
       { capture: true },
@@ -304,7 +320,7 @@ export class PlotView {
     over.addEventListener("click", (event) => {
       const still = down && Math.abs(event.clientX - down.x) < 4 && Math.abs(event.clientY - down.y) < 4;
       if (still && !event.shiftKey && event.detail === 1)
-        this.handlers.pin(this.snap(this.u.posToVal(event.clientX - over.getBoundingClientRect().left, "x")));
+        this.handlers.pin(this.snap(this.xAt(place(event))));
     });
     over.addEventListener("dblclick", () => this.handlers.zoom(null));
     over.addEventListener(
@@ -312,7 +328,7 @@ export class PlotView {
       (event) => {
         if (!event.ctrlKey && !event.metaKey && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
         event.preventDefault();
-        if (event.ctrlKey || event.metaKey) this.zoomBy(event.deltaY > 0 ? 1.25 : 0.8, this.u.posToVal(event.offsetX, "x"));
+        if (event.ctrlKey || event.metaKey) this.zoomBy(event.deltaY > 0 ? 1.25 : 0.8, this.xAt(event.offsetX));
         else this.panBy(event.deltaX / over.clientWidth);
       },
       { passive: false },
@@ -321,23 +337,29 @@ export class PlotView {
 
   /** Scales the window about `centre` (its middle where none is given). */
   zoomBy(factor: number, centre?: number): void {
-    const [from, to] = this.xRange();
-    const middle = centre ?? (from + to) / 2;
-    this.handlers.zoom(this.clamp([middle - (middle - from) * factor, middle + (to - middle) * factor]));
+    this.moveWindow((from, to) => {
+      const middle = centre === undefined ? (from + to) / 2 : this.unit(centre, "x");
+      return [middle - (middle - from) * factor, middle + (to - middle) * factor];
+    });
   }
 
   /** Moves the window by a share of its width. */
   panBy(share: number): void {
-    const [from, to] = this.xRange();
-    const by = (to - from) * share;
-    this.handlers.zoom(this.clamp([from + by, to + by]));
+    this.moveWindow((from, to) => [from + (to - from) * share, to + (to - from) * share]);
   }
 
   private panTo(clientX: number): void {
     if (!this.pan) return;
     const { x, from, to } = this.pan;
     const by = ((x - clientX) / this.u.over.clientWidth) * (to - from);
-    this.handlers.zoom(this.clamp([from + by, to + by]));
+    this.moveWindow(() => [from + by, to + by]);
+  }
+
+  /** Asks for another window, which `change` makes from the shown one in the units of the scale. */
+  private moveWindow(change: (from: number, to: number) => [number, number]): void {
+    const [from, to] = this.xRange();
+    const next = change(this.unit(from, "x"), this.unit(to, "x"));
+    this.handlers.zoom(this.clamp(this.logarithmic("x") ? [10 ** next[0], 10 ** next[1]] : next));
   }
 
   /** Keeps a window within the run: one that covers all of it is no zoom. */
@@ -364,43 +386,4 @@ export class PlotView {
     }
     return best;
   }
-}
-
-/** Tick labels: short, and exact enough to tell neighbours apart. */
-function shortNumber(value: number): string {
-  const size = Math.abs(value);
-  if (size >= 1e9) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
-  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
-  if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−");
-  return String(Number(value.toPrecision(6)));
-}
-
-/** Ticks of a logarithmic axis: the powers of ten, with twos and fives between them where there is room. */
-function decades(u: uPlot, scale: string): number[] {
-  const { min, max } = u.scales[scale] ?? {};
-  if (!min || !max) return [];
-  const [low, high] = [Math.floor(Math.log10(min)), Math.ceil(Math.log10(max))];
-  const steps = high - low <= 2 ? [1, 2, 5] : [1];
-  const every = Math.max(1, Math.ceil((high - low) / 8));
-  const ticks: number[] = [];
-  for (let power = low; power <= high; power += every)
-    for (const step of steps) {
-      const tick = Number((step * 10 ** power).toPrecision(3));
-      if (tick >= min && tick <= max) ticks.push(tick);
-    }
-  return ticks;
-}
-
-const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];
-
-function timeSplits(u: uPlot, origin: number): number[] {
-  const { min = origin, max = origin + 1 } = u.scales.x ?? {};
-  const from = (min ?? origin) - origin;
-  const to = (max ?? origin + 1) - origin;
-  const wanted = (to - from) / Math.max(2, u.width / 110);
-  const step = TIME_STEPS.find((candidate) => candidate >= wanted) ?? 604800;
-  const splits: number[] = [];
-  for (let t = Math.ceil(from / step) * step; t <= to; t += step) splits.push(t + origin);
-  return splits;
 }

@@ -45,7 +45,7 @@ export class Track {
     const xs = segment.axes[axis];
     if (!column || !xs) return track;
     if ("value" in column) track.takeRows(xs, column);
-    else track.takeBuckets(xs, segment.end[axis] ?? (xs.at(-1) as number), segment.bucket, column);
+    else track.takeBuckets(xs, segment.end[axis] ?? (xs.at(-1) as number), segment, column);
     return track;
   }
 
@@ -57,6 +57,16 @@ export class Track {
     if (this.raw.x.length > MANY_POINTS) this.halve();
   }
 
+  /** Points that are drawn of a window of x (null: of all). */
+  pointsIn(window: [number, number] | null): number {
+    return window ? bisect(this.raw.x, window[1]) - bisect(this.raw.x, window[0]) : this.raw.x.length;
+  }
+
+  /** Rows behind them: each point stands for equally many. */
+  rowsIn(window: [number, number] | null): number {
+    return this.raw.x.length ? (this.rows * this.pointsIn(window)) / this.raw.x.length : 0;
+  }
+
   private takeRows(xs: number[], column: RawColumn): void {
     column.value.forEach((value, row) => {
       const number = toNumber(value);
@@ -65,7 +75,7 @@ export class Track {
   }
 
   /** Each bucket becomes its first, lowest, highest and last point: a spike of one step stays as high as it was. */
-  private takeBuckets(xs: number[], end: number, bucket: number, column: BucketColumn): void {
+  private takeBuckets(xs: number[], end: number, { bucket, rows }: Segment, column: BucketColumn): void {
     const convert = (value: unknown): number | null => {
       const number = toNumber(value);
       return number === null || !this.transform ? number : this.transform(number);
@@ -75,7 +85,8 @@ export class Track {
       const from = xs[i] as number;
       const next = xs[i + 1]; // a bucket ends just before the next one begins
       const to = next === undefined ? end : from + (next - from) * 0.75;
-      const count = column.count ? (column.count[i] as number) : bucket;
+      const full = next === undefined ? rows - i * bucket : bucket;
+      const count = column.count ? (column.count[i] as number) : full;
       if (!count) continue;
       this.rows += count;
       const first = convert(column.first[i]);

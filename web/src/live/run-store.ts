@@ -14,6 +14,8 @@ export class RunStore {
   readonly validation = new LiveTable();
   /** Events that are no numbers: samples, checkpoints, warnings, notes, acknowledgements ... */
   readonly others: RunEvent[] = [];
+  /** How far the preparation of data has come; null once training steps come. */
+  progress: RunEvent | null = null;
   connection: Connection = "connecting";
   run: RunSummary | null = null;
   /** Grows when events were skipped: whoever holds a base from the server must fetch it anew. */
@@ -66,8 +68,11 @@ export class RunStore {
 
   private apply(events: RunEvent[]): void {
     for (const event of events) {
-      if (event.type === "metrics") this.metrics.append(event);
-      else if (event.type !== "heartbeat" && event.type !== "progress") {
+      if (event.type === "metrics") {
+        this.metrics.append(event);
+        this.progress = null;
+      } else if (event.type === "progress") this.progress = event;
+      else if (event.type !== "heartbeat") {
         if (event.type === "validation") this.validation.append(event);
         this.others.push(event);
         for (const listener of this.eventListeners) listener(event);

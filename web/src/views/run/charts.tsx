@@ -8,11 +8,13 @@ import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
 import { chartsFor, type ChartSpec } from "../../charts/groups";
 import type { PlotContent } from "../../charts/plot";
+import type { Track } from "../../charts/track";
 import { formatInteger, toNumber } from "../../format";
 import { MANY_ROWS, type RunStore } from "../../live/run-store";
 import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { useRun, useStoreTicks } from "./context";
+import { Preparing } from "./preparing";
 import { SamplesAtCursor } from "./samples-at-cursor";
 import { Warnings } from "./warnings";
 
@@ -42,7 +44,7 @@ export function Charts() {
   const held = useHeldStep(cursor);
   if (series.error) return <Failure error={series.error} what="The curves cannot be read." />;
   if (!specs.length)
-    return <Waiting what={detail.status === "queued" ? "This run waits for its turn." : "No measurement yet. Curves appear with the first step."} />;
+    return <Preparing />;
   if (!book) return <Waiting what="Reading the curves …" />;
   const origin = book.x === "time" ? (detail.started ?? detail.created) : null;
   const toggleLog = (chart: string): void => {
@@ -99,8 +101,8 @@ export function Charts() {
             book={book}
             tall={index === 0}
             logX={logX}
-            logY={logged.includes(spec.id) !== (spec.log ?? false)}
-            onLogY={() => toggleLog(spec.id)}
+            logY={!spec.stacked && logged.includes(spec.id) !== (spec.log ?? false)}
+            onLogY={spec.stacked ? null : () => toggleLog(spec.id)}
             window={window}
             onWindow={setWindow}
             timeOrigin={origin}
@@ -118,7 +120,7 @@ interface RunChartProps {
   tall: boolean;
   logX: boolean;
   logY: boolean;
-  onLogY: () => void;
+  onLogY: (() => void) | null;
   window: Window;
   onWindow: (window: Window) => void;
   timeOrigin: number | null;
@@ -145,12 +147,12 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
       stacked: spec.stacked ?? false,
       zero: spec.zero ?? false,
     });
-    const points = (): { shown: number; total: number } => {
-      const line = spec.lines[0];
-      if (!line) return { shown: 0, total: 0 };
-      const tracks = book.tracks(line);
+    const points = (window: Window): { shown: number; total: number } => {
+      const [line] = spec.lines;
+      const tracks = line ? book.tracks(line) : [];
       if (!tracks.some((track) => track.reduced)) return { shown: 0, total: 0 };
-      return { shown: tracks.reduce((sum, track) => sum + track.raw.x.length, 0), total: book.total(line.table) };
+      const sum = (of: (track: Track) => number): number => tracks.reduce((total, track) => total + of(track), 0);
+      return { shown: sum((track) => track.pointsIn(window)), total: Math.round(sum((track) => track.rowsIn(window))) };
     };
     return { content, points, subscribe: store.subscribe, stepAt: (x) => book.stepAt(x), xAt: (step) => book.xAt(step) };
   }, [spec, book, detail, store]);

@@ -150,7 +150,7 @@ function Progress({ run }: { run: RunSummary }) {
   const ticks = perEpoch && total && total / perEpoch < 60 ? Array.from({ length: Math.ceil(total / perEpoch) - 1 }, (_, i) => ((i + 1) * perEpoch) / total) : [];
   const facts: [string, string][] = [
     ["step", `${formatInteger(step)}${total ? ` of ${formatInteger(total)}` : ""}`],
-    ...(epoch === null ? [] : [["epoch", `${epoch.toFixed(2)}${epochs ? ` of ${Number(epochs.toFixed(2))}` : ""}`] as [string, string]]),
+    ...(epoch === null ? [] : [["epoch", `${epoch.toFixed(epoch < 100 ? 2 : 0)}${epochs ? ` of ${Number(epochs.toFixed(2))}` : ""}`] as [string, string]]),
     ...(rate === null || !run.unit ? [] : [[`${run.unit}/s`, formatValue(rate)] as [string, string]]),
     ["elapsed", formatDuration(run.elapsed)],
     ...(ACTIVE.has(run.status) && run.eta ? [["to go", formatRange(run.eta)] as [string, string]] : []),

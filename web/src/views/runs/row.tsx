@@ -1,6 +1,8 @@
 import { ActionIcon, Menu } from "@mantine/core";
+import { useMutation, useQueryClient } from "@tanstack/react-query";
 import type { ReactNode } from "react";
 import { Link, useLocation } from "wouter";
+import { send } from "../../api/client";
 import { usePatchRun } from "../../api/queries";
 import type { RunSummary } from "../../api/types";
 import { formatAgo, formatCount, formatDuration, formatInteger, formatRange, formatTime, formatValue, metricName } from "../../format";
@@ -82,6 +84,12 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
 function RowMenu({ run, here, onLabels, onDelete }: { run: RunSummary; here: string; onLabels: () => void; onDelete: () => void }) {
   const patch = usePatchRun();
   const [, navigate] = useLocation();
+  const client = useQueryClient();
+  const first = useMutation({
+    mutationFn: () => send("POST", `/api/queue/${encodeURIComponent(run.id)}/move`, { position: 1 }),
+    onSuccess: () => client.invalidateQueries({ queryKey: ["runs"] }),
+    onError: sayError,
+  });
   return (
     <Menu position="bottom-end" width={190}>
       <Menu.Target>
@@ -93,6 +101,11 @@ function RowMenu({ run, here, onLabels, onDelete }: { run: RunSummary; here: str
         <Menu.Item leftSection={<Icon name="pin" size={14} />} onClick={() => patch.mutate({ id: run.id, pinned: !run.pinned }, { onError: sayError })}>
           {run.pinned ? "Unpin" : "Pin"}
         </Menu.Item>
+        {(run.queue_position ?? 0) > 1 && (
+          <Menu.Item leftSection={<Icon name="play" size={14} />} onClick={() => first.mutate()}>
+            First in the queue
+          </Menu.Item>
+        )}
         <Menu.Item leftSection={<Icon name="note" size={14} />} onClick={onLabels}>
           Tags and note
         </Menu.Item>
