@@ -133,11 +133,16 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
         ) from None
     for folder in ("commands", "checkpoints", "samples"):
         (path / folder).mkdir()
+    write_config(path, verb, config)
+    return Run(path)
+
+
+def write_config(path: Path, verb: str, config: dict[str, Any]) -> None:
+    """Writes a run's ``config.json``, whole or not at all."""
     body = {"verb": verb, "config": config, "versions": _versions()}
     aside = path / ".config.json.tmp"
     aside.write_text(json.dumps(body, indent=2, default=str))
     os.replace(aside, path / "config.json")
-    return Run(path)
 
 
 def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.decoding import StepModel, get_decoder, step_model
+from limner.decoding import Prefix, StepModel, get_decoder, step_model
 from limner.decoding.captioner import Captioner, load_captioner
 from limner.models.hub import load_stock
 from limner.server.worker import Event, Operation
@@ -40,9 +40,9 @@ class Spy:
         self.pad_token_id = model.pad_token_id
         self.logits = torch.empty(0)
 
-    def prefill(self, prefix: Any, max_new_tokens: int) -> tuple[Tensor, Any]:
+    def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, Any]:
         self._ask()
-        self.logits, state = self.model.prefill(prefix, max_new_tokens)
+        self.logits, state = self.model.prefill(prefix, max_new_tokens, num_beams)
         return self.logits, state
 
     def step(self, tokens: Tensor, state: Any) -> Tensor:
@@ -139,6 +139,10 @@ class Playground:
         found = self._models.get(id)
         if found is None or found.stamp != stamp:
             self._models.pop(id, None)
+            if "cache" in arguments:
+                from limner.server.checkpoint_model import stock_folder
+
+                path = stock_folder(Path(arguments["run"]), path, Path(arguments["cache"]))
             model = self._read(path, arguments["kind"])
             tensors = {t.data_ptr(): t for t in (*model.module.parameters(), *model.module.buffers())}
             size = sum(t.numel() * t.element_size() for t in tensors.values())

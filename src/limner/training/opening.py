@@ -11,7 +11,7 @@ from typing import Any
 
 from limner.config.base import RunConfig
 from limner.runs import Run, Status, create_run, find_run
-from limner.runs.folder import check_name
+from limner.runs.folder import check_name, write_config
 
 try:
     import fcntl
@@ -55,6 +55,10 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         if config.force_new:
             name = _free_name(config.runs_dir, name)
         run = create_run(config.runs_dir, name, verb, settings)
+    elif existing.config["verb"] == verb and not existing.events_path.exists():
+        # A queued run: its folder waits with the settings as they were asked for, which the verb has filled in now.
+        run, existing = existing, None
+        write_config(run.path, verb, settings)
     else:
         run = existing
         _refuse_changes(run, verb, settings)
