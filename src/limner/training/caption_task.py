@@ -118,6 +118,7 @@ class CaptionTask(Task):
         if precision != torch.float32:
             self.vlm.keep_frozen_in(precision)
         self.vlm.to(device)
+        self.vlm.pack_encoder()
         self.model = self.captioner = CaptionLoss(self.vlm)
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
 
@@ -251,7 +252,9 @@ class CaptionTask(Task):
     def _describe(self, picture: torch.Tensor, **settings: Any) -> list[str]:
         """Captions of (N, P, Dv) features or (N, 3, H, W) pixels, with the live weights."""
         vlm = self.vlm
-        settings = {"num_beams": self.config.num_beams, "max_new_tokens": self.config.max_length} | settings
+        never = tuple(vlm.generation_config.suppress_tokens or ())  # <image>, and rows without a token
+        wanted = {"num_beams": self.config.num_beams, "max_new_tokens": self.config.max_length}
+        settings = {**wanted, "suppress_tokens": never, **settings}
         decoder = get_decoder("beam" if settings["num_beams"] > 1 else "greedy", **_fitting(settings))
         device = vlm.device
         with torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
@@ -299,6 +302,8 @@ class CaptionTask(Task):
     # -- what is left ----------------------------------------------------------------------------------------
 
     def save(self, model: nn.Module, folder: Path) -> None:
+        self.vlm.generation_config.num_beams = self.config.num_beams
+        self.vlm.generation_config.max_new_tokens = self.config.max_length
         save_captioner(self.vlm, folder)
         if self.config.save_adapter:
             if not isinstance(self.vlm.decoder, PeftModel):

@@ -80,7 +80,7 @@ class SceneTask(CaptionTask):
         self.compute_dtype = precision
         self.grid = int(self.vlm.num_prefix_tokens**0.5)
         torch.manual_seed(config.seed)
-        self.model = SceneLoss(self.vlm, config.help_weight).to(device)
+        self.model = self.captioner = SceneLoss(self.vlm, config.help_weight).to(device)
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
         self.num_examples = config.steps * config.batch_size
         half = config.eval_images // 2
