@@ -305,7 +305,7 @@ class CaptionTask(Task):
         self.vlm.generation_config.num_beams = self.config.num_beams
         self.vlm.generation_config.max_new_tokens = self.config.max_length
         save_captioner(self.vlm, folder)
-        if self.config.save_adapter:
+        if getattr(self.config, "save_adapter", False):  # the demo, whose task this is too, has no adapter
             if not isinstance(self.vlm.decoder, PeftModel):
                 self.say("There is no adapter to save: the whole decoder was trained.")
                 return
