@@ -13,6 +13,7 @@ from toy_captioners import (
     LLAVA_CARRIES,
     LLAVA_REFUSES,
     TRANSFORMERS,
+    VISION,
     toy_captioner,
     toy_picture,
 )
@@ -20,7 +21,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 
 from limner.data.images import PixelSettings
 from limner.models import stock
-from limner.models.captioner import PrefixConditioningVLM
+from limner.models.captioner import PrefixConditioningVLM, build_captioner
+from limner.models.gpt import GPTConfig, GPTModel
+from limner.models.lora import Lora
+from limner.tokenizer import train_bpe
 
 CAPTION = torch.tensor([[3, 4, 7, 10, 11, 3, 5, 8]])
 PROMPT = [{"role": "user", "content": [{"type": "image"}]}]
@@ -200,3 +204,26 @@ def test_failed_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.
 def test_an_unknown_hub_id_offline_is_one_sentence() -> None:
     with pytest.raises(OSError, match="nobody/nothing is not on this machine"):
         stock.read_captioner("nobody/nothing")
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_gpt_pretrained_here_becomes_a_decoder(tie: bool, tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=300, context_length=64, width=32, num_heads=2, num_layers=2, tie_embeddings=tie)
+    words = train_bpe(["a red circle left of a blue square " * 20], vocab_size=300)
+    GPTModel(config).save_pretrained(tmp_path / "gpt")
+    words.save(tmp_path / "gpt")
+    vlm = build_captioner(VISION["siglip"](), tmp_path / "gpt", "mlp", lora=Lora(r=2), say=str)
+    assert vlm.language_model.config.model_type == "gpt2"
+    folder = tmp_path / "captioner"
+    stock.save_captioner(vlm, folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    tokenizer = AutoProcessor.from_pretrained(folder, backend="pil").tokenizer
+    text = "a red circle left of a blue square"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    pixels = torch.randn(1, 3, 32, 32)
+    caption = torch.tensor([tokenizer(text)["input_ids"]])
+    image = torch.full((1, vlm.num_prefix_tokens), tokenizer.convert_tokens_to_ids("<image>"))
+    bos = torch.full((1, vlm.num_prompt_tokens - vlm.num_prefix_tokens), vlm.bos_id or 0)
+    theirs = model(input_ids=torch.cat([image, bos, caption], 1), pixel_values=pixels).logits
+    ours = vlm.eval()(caption, pixel_values=pixels)
+    torch.testing.assert_close(ours, theirs[:, -ours.shape[1] :], rtol=0, atol=1e-5)

@@ -199,8 +199,11 @@ def _write_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], fol
             (f"{tower}vision_model.{k.removeprefix(tower)}" if k.startswith(tower) else k): v
             for k, v in named.items()
         }
-    # Tensors may share memory (a head with the embeddings of an untied family): safetensors wants them apart.
-    save_file({k: v.clone() for k, v in named.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    seen: set[int] = set()
+    for key, tensor in named.items():  # safetensors refuses shared memory: a head that was tied, saved untied
+        named[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 # ---- stock parts ------------------------------------------------------------------------------------------
