@@ -23,6 +23,7 @@ from PIL import Image
 from limner.data.images import EXTENSIONS, image_bytes
 from limner.data.records import SPLITS, Record, Split
 
+METADATA = "metadata.jsonl"
 _SIGNATURES = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
@@ -82,7 +83,10 @@ def _write(entries: Iterable[Entry], folder: Path) -> dict[str, int]:
     taken: set[str] = set()
     for entry in entries:
         data = picture_bytes(entry.record)
-        name = _name(entry.record.image_id, data, entry.split, taken)
+        name = file_name(entry.record.image_id, data)
+        if f"{entry.split}/{name.lower()}" in taken:
+            name = file_name(entry.record.image_id, data, distinct=True)
+        taken.add(f"{entry.split}/{name.lower()}")
         target = folder / entry.split / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
@@ -95,7 +99,7 @@ def _write(entries: Iterable[Entry], folder: Path) -> dict[str, int]:
         rows[entry.split].append(json.dumps(row, ensure_ascii=False) + "\n")
     for split, lines in rows.items():
         if lines:
-            (folder / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+            (folder / split / METADATA).write_text("".join(lines), encoding="utf-8")
     return {split: len(lines) for split, lines in rows.items()}
 
 
@@ -106,18 +110,20 @@ def picture_bytes(record: Record) -> bytes:
     return image_bytes(record.image)
 
 
-def _name(image_id: str, data: bytes, split: str, taken: set[str]) -> str:
-    """A plain file name from the image's id, never used twice, with the ending that the bytes deserve."""
+def file_name(image_id: str, data: bytes, distinct: bool = False) -> str:
+    """A plain file name from the image's id, with the ending that its bytes deserve where the id has none.
+
+    Args:
+        distinct: with a digest of the id, so that no two ids share a name.
+    """
     last = image_id.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, ending = last.rpartition(".")
     if not dot or f".{ending.lower()}" not in EXTENSIONS:
         stem, ending = last, next((e for s, e in _SIGNATURES.items() if data.startswith(s)), ".webp")[1:]
-    stem = re.sub(r"[^\w-]+", "_", stem)[:80].strip("_") or "picture"
-    name = f"{stem}.{ending.lower()}"
-    if f"{split}/{name.lower()}" in taken:
-        name = f"{stem}-{hashlib.blake2b(image_id.encode(), digest_size=4).hexdigest()}.{ending.lower()}"
-    taken.add(f"{split}/{name.lower()}")
-    return name
+    plain = re.sub(r"[^\w-]+", "_", stem)[:80].strip("_") or "picture"
+    if distinct and f"{plain}.{ending}" != image_id:
+        plain = f"{plain}-{hashlib.blake2b(image_id.encode(), digest_size=4).hexdigest()}"
+    return f"{plain}.{ending.lower()}"
 
 
 def _card(title: str, told: Sequence[str], counts: Mapping[str, int]) -> str:

@@ -36,7 +36,7 @@ def look(source: ImageSource) -> Look:
     """Reads a picture once. Never raises for a bad picture: ``problem`` says what is wrong."""
     try:
         data = image_bytes(source) if not isinstance(source, Image.Image | np.ndarray) else None
-        image = load_image(source if data is None else data)
+        image = load_image(source)  # by its own name, for the message
     except (ValueError, OSError) as error:
         return Look("", 0, (0, 0), False, str(error))
     digest = hashlib.blake2b(data or image.tobytes(), digest_size=16).hexdigest()
