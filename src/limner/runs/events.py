@@ -108,25 +108,37 @@ class EventWriter:
 
 
 def _repair(path: Path) -> Event | None:
-    """Cuts a torn tail off a log and returns its last whole event (None: there is none)."""
-    size = path.stat().st_size
+    """Cuts everything behind a log's last whole event off, and returns that event (None: there is none).
+
+    After a power loss the end may hold half a line, or blocks that were never written.
+    """
     with open(path, "r+b") as file:
-        end, block = size, b""
-        while end > 0:
-            start = max(0, end - 65536)
+        start = end = path.stat().st_size
+        block = b""
+        while start > 0:
+            start = max(0, start - 65536)
             file.seek(start)
-            block = file.read(end - start) + block
-            end = start
-            good = block.rfind(b"\n") + 1
-            # A whole line before the last newline is wanted: keep reading back until one is in the block.
-            lines = block[:good].splitlines()
-            if len(lines) >= 2 or (lines and start == 0):
-                if start + good != size:
-                    file.truncate(start + good)
-                return json.loads(lines[-1])
-            if start == 0:
-                file.truncate(0)
+            block = file.read(end - start)
+            newline = block.rfind(b"\n")
+            while newline >= 0:
+                before = block.rfind(b"\n", 0, newline)
+                if before < 0 and start > 0:
+                    break  # the line begins further in front: read more
+                event = _event_of(block[before + 1 : newline])
+                if event is not None:
+                    file.truncate(start + newline + 1)
+                    return event
+                newline = before
+        file.truncate(0)
     return None
+
+
+def _event_of(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "seq" in event else None
 
 
 class EventReader:

@@ -1,0 +1,221 @@
+"""The run folder's contract: numbered events through torn writes, commands taken once, states told."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limner.cli.main import main
+from limner.runs import (
+    CommandQueue,
+    EventReader,
+    EventWriter,
+    Run,
+    Status,
+    create_run,
+    decode_number,
+    find_run,
+    list_runs,
+    read_events,
+    send_command,
+)
+from limner.runs.state import process_identity
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return create_run(tmp_path / "runs", "one", "train", {"lr": 0.1})
+
+
+def test_numbering_goes_on_over_attempts_and_torn_lines(run: Run) -> None:
+    first = EventWriter(run.events_path)
+    for step in range(3):
+        first.write("metrics", step, loss=1.0 / (step + 1))
+    first.close()
+    with open(run.events_path, "ab") as file:
+        file.write(b'{"seq":4,"attempt":1,"st')  # killed in mid-write
+    assert [event["seq"] for event in read_events(run.events_path)] == [1, 2, 3]
+    second = EventWriter(run.events_path)
+    second.write("start", 3)
+    second.close()
+    events = read_events(run.events_path)
+    assert [(e["seq"], e["attempt"]) for e in events] == [(1, 1), (2, 1), (3, 1), (4, 2)]
+    assert read_events(run.events_path, after_seq=3) == events[3:]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seq":1', b"\n", b"\0" * 9 + b"\n"])
+def test_a_log_without_a_whole_event_begins_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(content)
+    writer = EventWriter(path)
+    assert writer.write("start", 0)["seq"] == 1
+    assert [event["seq"] for event in read_events(path)] == [1]
+
+
+def test_a_long_last_line_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = EventWriter(path)
+    writer.write("start", 0)
+    writer.write("note", 1, text="x" * 300_000)
+    writer.close()
+    assert EventWriter(path).seq == 2
+
+
+def test_numbers_that_json_lacks(run: Run) -> None:
+    writer = EventWriter(run.events_path)
+    writer.write("metrics", 1, loss=math.nan, inner={"a": [math.inf, -math.inf, 1.5]})
+    line = run.events_path.read_text()
+    assert '"NaN"' in line and '"-Infinity"' in line
+    event = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert math.isnan(decode_number(event["loss"])) and decode_number(event["inner"]["a"][1]) == -math.inf
+    assert decode_number("a word") == "a word"
+
+
+def test_an_event_that_does_not_fit_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = EventWriter(run.events_path)
+    writer.write("start", 0)
+    whole = run.events_path.read_bytes()
+
+    class Full:
+        def write(self, line: bytes) -> int:
+            os.write(self.fileno(), line[:5])
+            return 5
+
+        def fileno(self) -> int:
+            return real.fileno()
+
+    real = writer._file
+    monkeypatch.setattr(writer, "_file", Full())
+    with pytest.raises(OSError, match="no space"):
+        writer.write("metrics", 1, loss=1.0)
+    assert run.events_path.read_bytes() == whole
+    monkeypatch.undo()
+    assert writer.write("metrics", 1, loss=1.0)["seq"] == 2
+
+
+def test_a_reader_follows_and_waits_for_whole_lines(run: Run) -> None:
+    reader = EventReader(run.events_path)
+    assert reader.read() == []
+    writer = EventWriter(run.events_path)
+    for step in range(5):
+        writer.write("metrics", step)
+    assert [e["step"] for e in reader.read(limit=2)] == [0, 1]
+    with open(run.events_path, "ab") as file:
+        file.write(b'{"seq":6')
+    assert [e["step"] for e in reader.read()] == [2, 3, 4]
+    with open(run.events_path, "ab") as file:
+        file.write(b',"step":9}\n')
+    assert [e["step"] for e in reader.read()] == [9]
+
+
+def test_commands_come_in_order_and_once(run: Run) -> None:
+    queue = CommandQueue(run.path)
+    first = send_command(run.path, "pause")
+    second = send_command(run.path, "sample", prompt="hello")
+    (run.path / "commands" / "99999999999999999999-x.json").write_text("not json")
+    taken = queue.poll()
+    assert [c.id for c in taken[:2]] == [first, second]
+    assert taken[1].arguments == {"prompt": "hello"} and taken[2].name == "invalid"
+    assert queue.poll() == [] and queue.poll() == []
+    third = send_command(run.path, "resume")
+    assert [c.id for c in queue.poll()] == [third]
+    with pytest.raises(ValueError, match="use one of: pause"):
+        send_command(run.path, "explode")
+    with pytest.raises(FileNotFoundError):
+        send_command(run.path / "nowhere", "pause")
+
+
+def test_states(run: Run) -> None:
+    assert run.state().status is Status.QUEUED
+    writer = EventWriter(run.events_path)
+    writer.write("progress", 0, phase="starting", **process_identity())
+    assert run.state().status is Status.RUNNING
+    writer.write("start", 0, total_steps=10, **process_identity())
+    writer.write("paused", 4)
+    assert (run.state().status, run.state().step, run.state().total_steps) == (Status.PAUSED, 4, 10)
+    with pytest.raises(ValueError, match="is at work"):
+        run.delete()
+    writer.write("resumed", 4)
+    writer.write("stopping", 5)
+    assert run.state().status is Status.STOPPING
+    writer.write("complete", 5, reason="stopped")
+    assert run.state().status is Status.STOPPED and not run.state().resumable
+    (run.checkpoints_path / "step-000005").mkdir()
+    assert run.state().resumable
+    writer.write("error", 5, message="it broke")
+    assert (run.state().status, run.state().detail) == (Status.FAILED, "it broke")
+
+
+def test_a_dead_process_is_a_crash(run: Run) -> None:
+    code = "import json; from limner.runs.state import process_identity; print(json.dumps(process_identity()))"
+    identity = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    EventWriter(run.events_path).write("start", 0, **identity)
+    assert run.state().status is Status.CRASHED
+
+
+def test_a_reused_pid_is_not_the_trainer(run: Run) -> None:
+    EventWriter(run.events_path).write("start", 0, **(process_identity() | {"pid_started": 1.0}))
+    assert run.state().status is Status.CRASHED
+
+
+def test_names_stay_inside_the_folder(tmp_path: Path, run: Run) -> None:
+    for name in ("../x", "a/b", ".hidden", "", "x" * 200):
+        with pytest.raises(ValueError, match="cannot name a run"):
+            create_run(tmp_path / "runs", name, "train", {})
+    with pytest.raises(FileExistsError, match="choose another"):
+        create_run(tmp_path / "runs", "one", "train", {})
+    with pytest.raises(FileNotFoundError, match="Did you mean one"):
+        find_run("onee", tmp_path / "runs")
+    assert [found.name for found in list_runs(tmp_path / "runs")] == ["one"]
+    assert run.config["config"] == {"lr": 0.1} and "torch" in run.config["versions"]
+
+
+def test_readers_and_the_command_line_import_no_torch(tmp_path: Path, run: Run) -> None:
+    code = f"""
+import sys
+from limner.cli.main import main
+assert main(["--help"]) == 0
+assert main(["runs", "list", "--runs-dir", {str(tmp_path / "runs")!r}]) == 0
+assert main(["runs", "tail", "one", "--no-follow", "--runs-dir", {str(tmp_path / "runs")!r}]) == 0
+import limner
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_errors_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", "pause", "nothing"]) == 1
+    assert main(["pretain"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "limner runs: There is no run 'nothing' in runs. `limner runs list` shows what is there.",
+        "limner: there is no verb 'pretain'; did you mean `limner pretrain`?",
+    ]
+    with pytest.raises(FileNotFoundError):
+        main(["runs", "pause", "nothing", "--debug"])
+
+
+def test_runs_from_the_terminal(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--runs-dir", str(tmp_path / "runs")]
+    writer = EventWriter(run.events_path)
+    writer.write("metrics", 1, loss=2.5, examples=[1, 0])
+    writer.write("complete", 1, reason="completed")
+    (run.path / "examples.json").write_text('["a.jpg", "b.jpg"]')
+    assert main(["runs", "list", "--json", *where]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["status"], row["loss"]) == ("one", "completed", 2.5)
+    assert main(["runs", "examples", "one", "1", *where]) == 0
+    assert capsys.readouterr().out.split() == ["b.jpg", "a.jpg"]
+    assert main(["runs", "pause", "one", *where]) == 1
+    assert "is completed; `pause` needs it running" in capsys.readouterr().err
+    assert main(["runs", "delete", "one", "--yes", *where]) == 0
+    assert not run.path.exists()
