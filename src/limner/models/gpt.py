@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.models.blocked_attention import blocked_attention
+from limner.models.dropout import Dropout
 from limner.models.kv_cache import KVCache
 
 Head = Callable[[Tensor, Tensor], Any]
@@ -111,7 +113,8 @@ class MultiHeadAttention(nn.Module):
         # One product for queries, keys and values of all heads: (D) -> (3 D), in this order.
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.output = nn.Linear(config.width, config.width)
-        self.weights_dropout = nn.Dropout(config.dropout)
+        self.weights_dropout = Dropout(config.dropout)
+        self.blocked = False
 
     def forward(self, x: Tensor, cache: KVCache | None = None, allowed: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D).
@@ -125,7 +128,9 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.qkv(x).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # (B, H, S, K)
-        if self.config.attention == "manual":
+        if self.blocked and self.training and allowed is None and x.device.type == "cpu":
+            mixed = blocked_attention(query, key, value, self.weights_dropout.p)
+        elif self.config.attention == "manual":
             mixed = self._manual(query, key, value, allowed)  # (B, H, T, K)
         else:
             mixed = F.scaled_dot_product_attention(
@@ -192,7 +197,7 @@ class TransformerBlock(nn.Module):
         self.attention = MultiHeadAttention(config, layer)
         self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, allowed: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -217,7 +222,7 @@ class GPTModel(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         # Attention has no idea of order; what tells "dog bites man" from "man bites dog" is added here.
         self.position_embedding = nn.Embedding(config.context_length, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -312,10 +317,13 @@ class GPTModel(nn.Module):
     def compile_training(self, batch_size: int, length: int) -> None:
         """Training batches of this shape run compiled blocks from now on; all else, in its many shapes, does not.
 
-        One block is compiled and serves all: they differ in their weights only.
+        One block is compiled and serves all: they differ in their weights only. On a CPU, attention takes
+        `blocked_attention`, unless it is to be written out ("manual").
         """
         self._compiled_block = torch.compile(TransformerBlock.forward, dynamic=False)
         self._compiled_shape = (batch_size, length)
+        for attention in self._attentions():
+            attention.blocked = self.config.attention == "sdpa"
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for ``batch`` texts of at most ``capacity`` positions, in the model's dtype and place."""
