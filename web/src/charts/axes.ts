@@ -17,7 +17,7 @@ export function numberAxis(scale: "x" | "y", logarithmic: boolean): Partial<uPlo
   if (!logarithmic) return { values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) };
   return {
     splits: (u) => decades(u.scales[scale]?.min ?? 0, u.scales[scale]?.max ?? 1),
-    values: (_, ticks) => ticks.map((tick) => shortNumber(Number((10 ** tick).toPrecision(3)))),
+    values: (_, ticks) => ticks.map((tick) => shortNumber(Number((10 ** tick).toPrecision(4)))),
   };
 }
 
@@ -28,7 +28,8 @@ function decades(min: number, max: number): number[] {
   const ticks: number[] = [];
   for (let power = Math.floor(min); power <= max; power += every)
     for (const step of steps) if (power + step >= min && power + step <= max) ticks.push(power + step);
-  return ticks;
+  if (ticks.length > 1) return ticks;
+  return [0.1, 0.366, 0.633, 0.9].map((share) => min + share * (max - min)); // a part of one decade
 }
 
 const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];

@@ -195,8 +195,7 @@ function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   const baseline = runs[0];
   if (!training || !baseline) return [];
   const smooth = (run: Compared): Polyline[] => run.book.tracks(training).map((track) => shift(track.smooth, run.origin));
-  const against = smooth(baseline).at(-1);
-  if (!against) return [];
+  const against = smooth(baseline).toReversed(); // where attempts overlap, the latest one counts
   return runs.slice(1).map((run) => ({
     id: `${run.detail.id}/delta`,
     label: run.detail.id,
@@ -205,8 +204,8 @@ function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
     parts: smooth(run).map((line) => {
       const raw: Polyline = { x: [], y: [] };
       line.x.forEach((at, index) => {
-        const other = interpolate(against, at);
-        if (other === null) return;
+        const other = against.map((candidate) => interpolate(candidate, at)).find((value) => value !== null);
+        if (other === undefined || other === null) return;
         raw.x.push(at);
         raw.y.push((line.y[index] as number) - other);
       });

@@ -43,12 +43,12 @@ export function Text({ model }: { model: string }) {
   useEffect(() => () => abort.current?.abort(), []);
   const answer = answers.find((candidate) => candidate.key === shown);
 
-  const generate = async (text: string, kept: Token[] = [], branch?: number): Promise<void> => {
+  /** `forced`: the tokens to begin with, when a person branches; the server answers with what follows them. */
+  const generate = async (text: string, forced: Token[] = []): Promise<void> => {
     abort.current?.abort();
     const controller = new AbortController();
     abort.current = controller;
-    const forced = [...kept.map((token) => token.id), ...(branch === undefined ? [] : [branch])];
-    const made: Answer = { key: Date.now(), prompt: text, tokens: [], forced: forced.length, note: "" };
+    const made: Answer = { key: Date.now(), prompt: text, tokens: forced, forced: forced.length, note: "" };
     const update = (change: Partial<Answer>): void => {
       Object.assign(made, change);
       setAnswers((held) => held.map((candidate) => (candidate.key === made.key ? { ...made } : candidate)));
@@ -60,7 +60,7 @@ export function Text({ model }: { model: string }) {
     setUrl({ prompt: text || null, ...toUrl(settings) });
     try {
       const { seed, ...rest } = settings;
-      const body = { model, prompt: text, ...rest, seed: seed === "" ? null : Number(seed), forced, alternatives: 8, stream: true };
+      const body = { model, prompt: text, ...rest, seed: seed === "" ? null : Number(seed), forced: forced.map((token) => token.id), alternatives: 8, stream: true };
       const response = await request("/api/generate", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal: controller.signal });
       for await (const line of lines<Line>(response)) {
         if (line.type === "token") update({ tokens: [...made.tokens, line] });
@@ -122,7 +122,7 @@ export function Text({ model }: { model: string }) {
         {answer && chosen !== null && answer.tokens[chosen] && (
           <Alternatives
             token={answer.tokens[chosen]}
-            onBranch={busy ? null : (id) => void generate(answer.prompt, answer.tokens.slice(0, chosen), id)}
+            onBranch={busy ? null : (option) => void generate(answer.prompt, [...answer.tokens.slice(0, chosen), option])}
             onClose={() => setChosen(null)}
           />
         )}

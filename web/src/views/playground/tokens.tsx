@@ -58,7 +58,8 @@ export function TokenText({ tokens, chosen, forced, onChoose }: Props) {
 
 interface AlternativesProps {
   token: Token;
-  onBranch: ((id: number) => void) | null;
+  /** Takes the token that is to stand there instead. */
+  onBranch: ((token: Token) => void) | null;
   onClose: () => void;
 }
 
@@ -79,7 +80,7 @@ export function Alternatives({ token, onBranch, onClose }: AlternativesProps) {
       <ul>
         {options.toSorted((a, b) => probability(b) - probability(a)).map((option) => (
           <li key={option.id}>
-            <button type="button" disabled={!onBranch || option.id === token.id} onClick={() => onBranch?.(option.id)}>
+            <button type="button" disabled={!onBranch || option.id === token.id} onClick={() => onBranch?.({ ...option, alternatives: options })}>
               <code>{visible(option.text)}</code>
               <span className="bar"><i style={{ width: `${probability(option) * 100}%` }} /></span>
               <span className="num">{formatPercent(probability(option), 1)}</span>

@@ -2,8 +2,9 @@ import { Button, TextInput } from "@mantine/core";
 import { useEffect, useRef, useState } from "react";
 import { get, runPath } from "../../api/client";
 import { useRunAction } from "../../api/queries";
-import type { RunEvent } from "../../api/types";
-import { formatInteger, formatTime } from "../../format";
+import type { Num, RunEvent } from "../../api/types";
+import { formatInteger, formatTime, formatValue } from "../../format";
+import { Facts } from "../../ui/pieces";
 import { sayError } from "../../ui/toast";
 import { useRun, useSummary } from "./context";
 import { useJournal } from "./warnings";
@@ -26,7 +27,10 @@ export function LogView() {
                 {formatInteger(event.step)}
               </button>
               <span className="kind">{event.type}</span>
-              <span>{describe(event)}</span>
+              <div>
+                {describe(event)}
+                <Evidence event={event} />
+              </div>
             </li>
           ))}
         </ol>
@@ -54,6 +58,20 @@ function describe(event: RunEvent): string {
     default:
       return String(event.message ?? event.reason ?? "");
   }
+}
+
+/** What a warning knows beside its sentence: the step's examples, the gradient norms of the layers. */
+function Evidence({ event }: { event: RunEvent }) {
+  const examples = Array.isArray(event.examples) ? event.examples.map(String) : [];
+  const norms = Object.entries((event.layer_norms ?? {}) as Record<string, Num>);
+  if (!examples.length && !norms.length) return null;
+  return (
+    <details>
+      <summary>{examples.length > 0 ? `${examples.length} examples` : ""}{norms.length > 0 && `, ${norms.length} layers`}</summary>
+      {examples.length > 0 && <p>{examples.join("; ")}</p>}
+      <Facts items={norms.map(([name, norm]) => [name, formatValue(norm)])} />
+    </details>
+  );
 }
 
 function NoteForm() {
