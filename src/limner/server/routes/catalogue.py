@@ -184,31 +184,17 @@ async def _datasets(request: Request) -> list[Source]:
     except TimeoutError:
         process.kill()
         raise Refusal("timeout", "`limner data list` took too long.") from None
-    found = [_dataset(entry) for entry in _objects(output.decode("utf-8", "replace"))]
+    lines = output.decode("utf-8", "replace").splitlines()
+    found = [_dataset(json.loads(line)) for line in lines if line.startswith("{")]
     _known_datasets.extend(found)
     return found
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """JSON objects: one a line, or one list of them."""
-    try:
-        whole = json.loads(text)
-        listed = whole if isinstance(whole, list) else [whole]
-    except ValueError:
-        listed = []
-        for line in text.splitlines():
-            try:
-                listed.append(json.loads(line))
-            except ValueError:
-                continue
-    return [entry for entry in listed if isinstance(entry, dict) and entry.get("name")]
-
-
 def _dataset(entry: dict[str, Any]) -> Source:
-    size = entry.get("bytes")
+    about = str(entry.get("about") or "")
     return Source(
-        name=str(entry["name"]),
-        description=str(entry.get("description") or entry.get("what") or ""),
-        bytes=size if isinstance(size, int) else None,
-        available=bool(size) or bool(entry.get("available")),
+        name=entry["name"],
+        description=f"{about} {entry['pictures']:,} pictures." if entry.get("pictures") else about,
+        bytes=entry.get("bytes"),
+        available=bool(entry.get("prepared")) or entry["name"] == "scenes",  # which are drawn, not fetched
     )

@@ -158,23 +158,23 @@ async def plan(request: Request, order: Order) -> Planned:
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), PLAN_SECONDS)
+        output, remarks = await asyncio.wait_for(process.communicate(), PLAN_SECONDS)
     except TimeoutError:
         raise Refusal("timeout", f"The dry run took longer than {PLAN_SECONDS:g} s.") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    text = output.decode("utf-8", "replace")[-50_000:]
+    told = output.decode("utf-8", "replace")
     return Planned(
         ok=process.returncode == 0,
         seconds=round(time.monotonic() - began, 3),
-        text=text,
-        plan=_last_object(text),
+        text=(remarks.decode("utf-8", "replace") + told)[-50_000:],
+        plan=_object(told),
     )
 
 
@@ -208,16 +208,13 @@ def _free_name(runs_dir: Path, verb: str, config: RunConfig) -> str:
     return candidate
 
 
-def _last_object(text: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object, where there is one."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("{"):
-            try:
-                found = json.loads(line)
-            except ValueError:
-                return None
-            return found if isinstance(found, dict) else None
-    return None
+def _object(text: str) -> dict[str, Any] | None:
+    """The JSON object that the text is, where it is one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 # -- the queue -----------------------------------------------------------------------------------------------------
