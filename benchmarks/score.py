@@ -69,10 +69,11 @@ def _references(path: Path, num_images: int) -> dict[str, list[str]]:
 
 
 def _timed(name: str, work: Callable[[], Any]) -> Any:
-    wall, processor = time.perf_counter(), time.process_time()
+    began, before = time.perf_counter(), os.times()
     result = work()
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    print(f"{name:<52} {wall:6.2f} s wall, {processor:6.2f} s of this process")
+    wall, after = time.perf_counter() - began, os.times()
+    own, children = after.user - before.user, after.children_user - before.children_user
+    print(f"{name:<52} {wall:6.2f} s wall, {own:6.2f} s of this process, {children:6.2f} s of others")
     return result
 
 

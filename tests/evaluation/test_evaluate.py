@@ -216,3 +216,23 @@ def test_what_is_not_there_is_named(world: Path, capsys: pytest.CaptureFixture[s
     assert "There is no file or folder /nowhere.jpg" in capsys.readouterr().err
     assert evaluate(world, str(world / "data"), "--dataset", str(world / "data"), "--split", "train") == 1
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_checkpoints_of_one_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--dataset", str(world / "data"), "--cache-dir", str(world / "cache"), "--runs-dir", str(tmp_path)]
+    steps = ["--max-steps", "4", "--eval-steps", "2", "--save-steps", "2", "--patience", "0", "--threads", "1"]
+    small = ["--batch-size", "4", "--gradient-accumulation-steps", "1", "--device", "cpu", "--precision", "fp32"]
+    assert main(["train", *data, *steps, *small, "--name", "two", "--scratch-lr", "0.01"]) == 0
+    capsys.readouterr()
+    checkpoints = [str(tmp_path / f"two/checkpoints/step-{step:06d}") for step in (2, 4)]
+    split = ["--dataset", str(world / "data"), "--split", "train", "--max-length", "8", "--runs-dir", str(tmp_path)]
+    pair = ["--before", checkpoints[0], "--after", checkpoints[1], "--out", str(tmp_path / "pair"), "--json"]
+    assert evaluate(world, *pair, *split) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["settings"]["fingerprints"][0] != result["settings"]["fingerprints"][1]
+    # The finished model is the better of the two: it says what that checkpoint says.
+    assert evaluate(world, "two", *split, "--out", str(tmp_path / "final"), "--json") == 0
+    capsys.readouterr()
+    said = [json.loads(line)["caption"] for line in (tmp_path / "final/captions.jsonl").read_text().splitlines()]
+    assert said in [[picture[side] for picture in result["pictures"]] for side in ("before", "after")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limner.evaluation import DocumentFrequency, cider_d, ptb_tokenize, score
+from limner.evaluation import DocumentFrequency, cider_d, score
 from limner.evaluation.rouge import ROUGE_NAMES, lcs_length, rouge_scores
 
 WORDS = "a the man dog red big ball runs on in with and grass of two"
@@ -121,11 +121,7 @@ def test_cider_alone_and_from_a_saved_corpus(tmp_path: Path) -> None:
     assert mean == pytest.approx(whole["CIDEr"], abs=1e-12)
     assert images == pytest.approx({key: row["CIDEr"] for key, row in whole["per_image"].items()})
     # A subset scored with the saved frequencies of the whole keeps its scores; with its own it does not.
-    frequencies = DocumentFrequency()
-    from limner.evaluation.ngrams import count_ngrams
-
-    for group in references.values():
-        frequencies.add([count_ngrams(ptb_tokenize(text).split()) for text in group])
+    frequencies = DocumentFrequency.of(references.values())
     frequencies.save(tmp_path / "corpus.json")
     some = {key: references[key] for key in list(references)[:5]}
     few = {key: predictions[key] for key in some}

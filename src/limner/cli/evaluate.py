@@ -20,6 +20,7 @@ from limner.config.evaluate import EvaluateConfig
 
 if TYPE_CHECKING:
     from limner.data.records import Record
+    from limner.evaluation import DocumentFrequency
     from limner.evaluation.any_captioner import Describes
     from limner.evaluation.captioning import CaptionLog, Said
     from limner.evaluation.comparison import Difference
@@ -32,17 +33,23 @@ def run(argv: list[str]) -> int:
     from limner.evaluation.captioning import CaptionLog, shard_file
 
     models = [config.before, config.after] if config.before and config.after else list(config.targets)
-    records = _records(config)
+    records, frequencies = _records(config)
     facts = _facts(config, [str(model) for model in models], len(records))
     folder = config.out or _default_folder(config, [str(model) for model in models])
     names = ("before", "after") if config.before else ("captions",)
     log = CaptionLog(folder, facts, config.resume, [shard_file(name, config.parts) for name in names])
     if config.before and config.after:
-        return _compare(config, records, log, facts)
-    return _evaluate(config, records, log, facts)
+        return _compare(config, records, frequencies, log, facts)
+    return _evaluate(config, records, frequencies, log, facts)
 
 
-def _evaluate(config: EvaluateConfig, records: list[Record], log: CaptionLog, facts: dict[str, Any]) -> int:
+def _evaluate(
+    config: EvaluateConfig,
+    records: list[Record],
+    frequencies: DocumentFrequency | None,
+    log: CaptionLog,
+    facts: dict[str, Any],
+) -> int:
     from limner.cli.score import print_scores, sight_sentence
     from limner.evaluation.assessment import assess
     from limner.evaluation.report import evaluation_report
@@ -51,8 +58,14 @@ def _evaluate(config: EvaluateConfig, records: list[Record], log: CaptionLog, fa
     if said is None:
         return 0
     expected = {record.image_id: record.captions for record in records if record.image_id in said}
-    found = {key: [one.caption] for key, one in said.items()}
-    assessment = assess(found, expected, meteor=config.meteor, seed=config.seed)
+    assessment = assess(
+        {key: [one.caption] for key, one in said.items()},
+        expected,
+        document_frequency=frequencies,
+        meteor=config.meteor,
+        seed=config.seed,
+        further=_clip_scores(config, [record for record in records if record.image_id in said], said),
+    )
     result = assessment.as_dict(per_image=True) | {"settings": facts}
     (log.folder / "scores.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
     title = f"{facts['models'][0]} on {' '.join(config.dataset)} ({config.split})"
@@ -66,7 +79,13 @@ def _evaluate(config: EvaluateConfig, records: list[Record], log: CaptionLog, fa
     return 0
 
 
-def _compare(config: EvaluateConfig, records: list[Record], log: CaptionLog, facts: dict[str, Any]) -> int:
+def _compare(
+    config: EvaluateConfig,
+    records: list[Record],
+    frequencies: DocumentFrequency | None,
+    log: CaptionLog,
+    facts: dict[str, Any],
+) -> int:
     from limner.evaluation.comparison import compare, score_pair
     from limner.evaluation.meteor import find_meteor
     from limner.evaluation.report import comparison_report
@@ -81,7 +100,7 @@ def _compare(config: EvaluateConfig, records: list[Record], log: CaptionLog, fac
     if all(record.captions for record in records):
         texts = [{r.image_id: said[r.image_id].caption for r in records} for said in (before, after)]
         expected = {record.image_id: record.captions for record in records}
-        tables = score_pair(texts[0], texts[1], expected, find_meteor(config.meteor))
+        tables = score_pair(texts[0], texts[1], expected, find_meteor(config.meteor), frequencies)
         differences = compare(*tables, seed=config.seed)
     pictures = [_pair(record, before, after) for record in records]
     result = {"differences": [d.as_dict() for d in differences], "pictures": pictures, "settings": facts}
@@ -95,6 +114,17 @@ def _compare(config: EvaluateConfig, records: list[Record], log: CaptionLog, fac
     _print_comparison(differences, pictures, Console())
     print(f"Report: {log.folder / 'report.html'}")
     return 0
+
+
+def _clip_scores(config: EvaluateConfig, records: list[Record], said: Mapping[str, Said]) -> dict[str, Any]:
+    if config.clip is None:
+        return {}
+    from limner.device import choose
+    from limner.evaluation.clipscore import Alignment, clip_scores
+
+    alignment = Alignment(config.clip, device=choose(config.device, "fp32").device)
+    captions = [said[record.image_id].caption for record in records]
+    return clip_scores(alignment, [record.image for record in records], captions, [r.captions for r in records])
 
 
 def _pair(record: Record, before: Mapping[str, Said], after: Mapping[str, Said]) -> dict[str, Any]:
@@ -237,11 +267,13 @@ def _open_checkpoint(folder: Path, config: EvaluateConfig) -> Describes:
 # ---- what it is evaluated on ------------------------------------------------------------------------------------
 
 
-def _records(config: EvaluateConfig) -> list[Record]:
+def _records(config: EvaluateConfig) -> tuple[list[Record], DocumentFrequency | None]:
+    """The pictures, and CIDEr's document frequencies: of the whole split, however few pictures are drawn."""
     if not config.dataset:
-        return _pictures(config.targets)
+        return _pictures(config.targets), None
     from limner.data.catalogue import load_dataset_by_name
     from limner.data.catalogue.rows import Options
+    from limner.evaluation import DocumentFrequency
 
     options = Options(
         cache_dir=config.cache_dir,
@@ -253,10 +285,11 @@ def _records(config: EvaluateConfig) -> list[Record]:
     records = list(load_dataset_by_name(config.dataset, options, seed=config.seed)[config.split])
     if not records:
         raise ValueError(f"{' '.join(config.dataset)} has no pictures in its {config.split} split; try --split.")
+    frequencies = DocumentFrequency.of(record.captions for record in records)
     if config.sample is not None and config.sample < len(records):
         chosen = sorted(random.Random(config.seed).sample(range(len(records)), config.sample))
         records = [records[row] for row in chosen]
-    return records
+    return records, frequencies
 
 
 def _pictures(names: tuple[str, ...]) -> list[Record]:

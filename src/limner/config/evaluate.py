@@ -40,6 +40,8 @@ class EvaluateConfig(Config):
     """Pictures that are captioned at once."""
     meteor: Literal["auto", "java", "nltk", "off"] = "auto"
     """Which METEOR: auto takes METEOR 1.5 where Java is, else NLTK's; the report says which."""
+    clip: str | None = None
+    """Also CLIPScore and RefCLIPScore, or the SigLIP score, by this model (folder or hub id)."""
     out: Path | None = None
     """Where captions, scores and report go; unset: evaluations/ with the names of model and data set."""
     resume: bool = False

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from limner.evaluation.cider import DocumentFrequency
 from limner.evaluation.controls import Controls, controls
 from limner.evaluation.diversity import self_cider
@@ -15,6 +17,7 @@ from limner.evaluation.scoring import Scorer, Table, report
 
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 """The columns of the field, in its order."""
+WITHOUT_REFERENCES = ("CLIPScore", "RefCLIPScore", "SigLIPScore")
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Assessment:
                 told.shuffled.get(name) if told.shuffled else None,
                 told.human.get(name) if told.human else None,
             )
-            for name in METRICS
+            for name in (*METRICS, *WITHOUT_REFERENCES)
             if name in self.scores
         ]
 
@@ -59,11 +62,13 @@ def assess(
     meteor: MeteorChoice = "auto",
     seed: int = 42,
     scorer: Scorer | None = None,
+    further: Mapping[str, np.ndarray] | None = None,
 ) -> Assessment:
     """Scores ``predictions`` (an image may have several: the first is scored) with intervals and controls.
 
     Args:
         scorer: of these references, where there is one already.
+        further: more scores, (N,) in the order of the predictions, such as `clip_scores` gives.
 
     Raises:
         ValueError: predictions without references, or nothing to score.
@@ -80,6 +85,8 @@ def assess(
     scorer = scorer or Scorer(references, document_frequency)
     implementation = find_meteor(meteor)
     table = scorer.score(chosen, implementation, rouge_package=True)
+    for metric, values in (further or {}).items():
+        table.per_image[metric], table.corpus[metric] = values, float(values.mean())
     name = implementation.name if implementation else None
     scores = report(table, chosen, name, per_image=True, intervals=True, seed=seed)
     several = [[ptb_tokenize(text) for text in group] for group in predictions.values() if len(group) > 1]

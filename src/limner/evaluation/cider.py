@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,14 @@ class DocumentFrequency:
         """Counts one more image."""
         self.num_images += 1
         self.counts.update(set().union(*references))
+
+    @classmethod
+    def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequency:
+        """Of raw captions, image by image."""
+        frequency = cls()
+        for group in references:
+            frequency.add([count_ngrams(ptb_tokenize(text).split()) for text in group])
+        return frequency
 
     def save(self, path: Path) -> None:
         """Writes the corpus file: JSON with ``num_images`` and ``counts`` (n-gram's words joined by spaces)."""

@@ -71,6 +71,25 @@ class Alignment:
         return 1 / (1 + np.exp(-(scale * cosines + bias)))
 
 
+def clip_scores(
+    alignment: Alignment,
+    images: Sequence[ImageSource],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+) -> dict[str, np.ndarray]:
+    """``CLIPScore``, and ``RefCLIPScore`` where there are references, or ``SigLIPScore``: name -> (N,)."""
+    pictures, said = alignment.images(images), alignment.captions(captions)
+    scores = alignment.scores(pictures, said)
+    if alignment.kind == "SigLIP":
+        return {"SigLIPScore": scores}
+    found = {"CLIPScore": scores}
+    if references is not None:
+        vectors = alignment.captions([text for group in references for text in group])
+        ends = np.cumsum([len(group) for group in references])[:-1]
+        found["RefCLIPScore"] = ref_clip_scores(scores, said, np.split(vectors, ends))
+    return found
+
+
 def ref_clip_scores(clip_scores: np.ndarray, captions: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
     """RefCLIPScore: harmonic mean of CLIPScore (N,) and the best cosine of a caption with its references (R, D)."""
     best = np.array([max(float((group @ one).max()), 0.0) for one, group in zip(captions, references, strict=True)])

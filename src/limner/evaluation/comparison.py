@@ -9,6 +9,7 @@ from typing import Any
 
 from limner.evaluation.assessment import METRICS
 from limner.evaluation.bootstrap import CONFIDENCE, interval, paired_p_value, resample_counts
+from limner.evaluation.cider import DocumentFrequency
 from limner.evaluation.meteor import Meteor
 from limner.evaluation.scoring import Scorer, Table
 
@@ -59,9 +60,10 @@ def score_pair(
     after: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     meteor: Meteor | None,
+    document_frequency: DocumentFrequency | None = None,
 ) -> tuple[Table, Table]:
     """Both models' captions against the same references."""
-    scorer = Scorer(references)
+    scorer = Scorer(references, document_frequency)
     return scorer.score(before, meteor), scorer.score({key: after[key] for key in before}, meteor)
 
 

@@ -99,7 +99,7 @@ def _java_scores(jar: Path, candidates: Sequence[str], references: Sequence[Sequ
             watcher.join(1)
             last = ("".join(errors).strip().splitlines() or [str(error)])[-1]
             raise OSError(f"METEOR 1.5 (Java) failed: {last}; --meteor nltk does without it.") from error
-        process.kill()
+        process.stdin.close()  # at which the jar ends
     return numbers[-1], np.array(numbers[:-1])
 
 

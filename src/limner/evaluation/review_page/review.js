@@ -93,21 +93,27 @@ const KEYS = {
   n: "undecided", u: "undo",
 };
 
-let busy = false;
-async function act(name) {
-  if (busy) return; // one decision at a time, however fast the keys
-  busy = true;
-  tell("");
-  try {
-    await ACTIONS[name]();
-  } catch (error) {
-    tell(error.message);
-  } finally {
-    busy = false;
-  }
+let line = Promise.resolve(); // actions wait for each other: none is lost, however fast the keys
+let editComing = false; // what is typed meanwhile is text for a box that is not open yet, and no command
+function act(name) {
+  if (name === "edit") editComing = true;
+  line = line.then(async () => {
+    tell("");
+    try {
+      await ACTIONS[name]();
+    } catch (error) {
+      tell(error.message);
+    } finally {
+      if (name === "edit") editComing = false;
+    }
+  });
 }
 
 document.addEventListener("keydown", (event) => {
+  if (editComing) {
+    event.preventDefault();
+    return;
+  }
   let name;
   if (editing) {
     if (event.key === "Escape") name = "cancel";
