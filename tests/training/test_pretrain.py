@@ -109,8 +109,9 @@ def test_bits_per_byte_compares_tokenizers(tmp_path):
     # A uniform guess costs log2(V) bits a token, whatever a token is; per byte it is spread over a token's bytes.
     task = prepared(tmp_path, tokenizer="bpe", vocab_size=512)
     assert task.text_facts["bytes_per_token"] > 2
-    bits = task.bits_per_byte(math.log(512))
-    assert bits == pytest.approx(9 / task.text_facts["bytes_per_token"])
+    readings = task.readings(math.log(512))
+    assert readings["perplexity"] == pytest.approx(512)
+    assert readings["bits_per_byte"] == pytest.approx(9 / task.text_facts["bytes_per_token"])
 
 
 def test_validation_is_a_fixed_sample_of_the_held_back_text(tmp_path):
@@ -158,6 +159,7 @@ def test_command_line_pretrains_and_generates(tmp_path, capsys, monkeypatch):
     assert main(words(tmp_path, "--sample-prompt", "Ada", "--sample-prompt", "The goose")) == 0
     told = capsys.readouterr().err
     assert "5.55 knowing nothing (ln V)" in told and "feed-forward" in told
+    assert "step 4/4  epoch 0.04" in told and "perplexity" in told and "    The goose|" in told
     arguments = ["generate", "cli", "--runs-dir", str(tmp_path), "--prompt", "The goose", "--max-tokens", "12"]
     assert main([*arguments, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,21 @@ from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.task import Batch, ParameterGroup, Progress, Task
+
+_TOLD = {
+    "epoch": "epoch {:.2f}",
+    "loss": "loss {:.3f}",
+    "eval_loss": "validation {:.3f}",
+    "eval_perplexity": "perplexity {:,.1f}",
+    "eval_bits_per_byte": "{:.3f} bits/byte",
+    "learning_rate": "lr {:.1e}",
+    "gradient_norm": "gradient {:.2f}",
+    "tokens": "{:,} tokens",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "eta_seconds": "{:,.0f} s to go",
+}
+"""What an evaluation tells, in this order."""
 
 COMPILE_FROM_SECONDS = 300.0
 """Runs that would take about this long without it are compiled."""
@@ -195,8 +210,23 @@ class PretrainTask(Task):
         for start in range(0, count, self.config.batch_size):
             yield _batch(self.validation, windows[start : start + self.config.batch_size])
 
-    def bits_per_byte(self, loss: float) -> float:
-        return loss / math.log(2) / self.text_facts["bytes_per_token"]
+    def readings(self, loss: float) -> dict[str, float]:
+        """Perplexity: among how many equally likely tokens the model is as unsure. Bits per byte: what coding the
+        text with the model would cost, which can be compared between tokenizers."""
+        bits = loss / math.log(2) / self.text_facts["bytes_per_token"]
+        return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
+
+    def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:
+        values = {**training, **{f"eval_{name.removeprefix('eval_')}": v for name, v in evaluation.items()}}
+        parts = [f"step {step}/{self.total_steps()}"]
+        for name, form in _TOLD.items():
+            if name in values:
+                parts.append(form.format(values[name]))
+        return "  ".join(parts)
+
+    def tell_sample(self, sample: Mapping[str, Any]) -> str:
+        text = (str(sample["prompt"]) + "|" + str(sample["text"])).replace("\n", "\u23ce")
+        return f"    {text}"
 
     # -- samples ---------------------------------------------------------------------------------------------
 

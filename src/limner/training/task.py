@@ -118,8 +118,16 @@ class Task(ABC):
         """
         raise ValueError(f"A {self.kind} run cannot decode samples.")
 
-    def bits_per_byte(self, loss: float) -> float | None:
-        """The loss as bits per byte of text, where that has a meaning."""
+    def readings(self, loss: float) -> dict[str, float]:
+        """What a loss means in other units; logged beside it, in training and in evaluations."""
+        return {}
+
+    def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:
+        """An evaluation, for a person. ``training``: the values of the last `metrics` event."""
+        return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in evaluation.items())
+
+    def tell_sample(self, sample: Mapping[str, Any]) -> str | None:
+        """A probe of an evaluation, for a person; None: only in the log."""
         return None
 
     @abstractmethod

@@ -170,6 +170,7 @@ class Trainer:
             metric = config.metric_for_best_model
             self.manager = CheckpointManager(folder, metric, self.directions[metric], config.save_total_limit)
         self.saved_step = -1
+        self.last_values: dict[str, Any] = {}
         self.meter = Meter(task.unit, task.flops_per_unit, choice)
         self.steering = Steering(self, CommandQueue(run.path) if accelerator.is_main_process else None)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="limner-batches")
@@ -214,7 +215,7 @@ class Trainer:
             last = step == self.total_steps
             if last or (loop.eval_every and step % loop.eval_every == 0):
                 improved = self._evaluate()
-                self._probe()
+                self._probe(tell=True)
                 if improved:
                     self.save_checkpoint()
             elif step & (step - 1) == 0 and step < (loop.eval_every or self.total_steps):
@@ -332,17 +333,17 @@ class Trainer:
         progress = self.progress
         if progress.step % self.config.log_every and progress.step != self.total_steps:
             return
-        bits = self.task.bits_per_byte(loss)
         rates = {g["name"]: g["lr"] for g in self.optimizer.param_groups}
         values = {
             "loss": loss,
-            **({"bits_per_byte": bits} if bits is not None else {}),
+            **self.task.readings(loss),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
             "epoch": round(progress.step / self.order.steps_per_epoch, 6),
             self.task.unit: progress.units,
             **self.meter.read(self.total_steps - progress.step),
         }
+        self.last_values = values
         examples = self.order.step_examples(progress.step - 1).tolist()
         self.journal.event("metrics", **values, learning_rates=rates, examples=examples)
         rate = values[f"{self.task.unit}_per_second"]
@@ -364,12 +365,11 @@ class Trainer:
             metrics = _broadcast(self.accelerator, metrics)
         progress = self.progress
         progress.metrics, progress.evaluated_step = metrics, progress.step
-        bits = self.task.bits_per_byte(metrics["eval_loss"])
-        extra = {"bits_per_byte": bits} if bits is not None else {}
-        self.journal.event("validation", **metrics, **extra, seconds=self.meter.last_outside)
+        readings = self.task.readings(metrics["eval_loss"])
+        self.journal.event("validation", **metrics, **readings, seconds=self.meter.last_outside)
         if self.config.report_to:
             self.accelerator.log(dict(metrics), step=progress.step)
-        self.journal.say(f"step {progress.step}: {_numbers(metrics)}")
+        self.journal.say(self.task.tell(progress.step, self.last_values, metrics | readings))
         value = metrics[self.config.metric_for_best_model]
         smaller = self.directions[self.config.metric_for_best_model] == "min"
         best = progress.best_value
@@ -398,12 +398,15 @@ class Trainer:
             raise ValueError("The validation set has no supervised tokens; give it more data.")
         return loss_sum / targets
 
-    def _probe(self) -> None:
-        """Decodes the fixed prompts and pictures, and logs what the model says of them now."""
+    def _probe(self, tell: bool = False) -> None:
+        """Decodes the fixed prompts and pictures, and logs (and tells a person) what the model says of them now."""
         if self.accelerator.is_main_process:
             with self.meter.outside("samples"), self._inference() as model:
                 for sample in self.task.probes(model):
                     self.journal.event("sample", **sample)
+                    line = self.task.tell_sample(sample) if tell else None
+                    if line:
+                        self.journal.say(line)
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[nn.Module]:
