@@ -40,7 +40,14 @@ export function App() {
   });
   return (
     <>
-      <a className="skip" href="#content" onClick={(event) => { event.preventDefault(); content.current?.focus(); }}>
+      <a
+        className="skip"
+        href="#content"
+        onClick={(event) => {
+          event.preventDefault();
+          content.current?.focus();
+        }}
+      >
         To the content
       </a>
       <Top location={location} onHelp={() => setHelp(true)} />
@@ -50,11 +57,21 @@ export function App() {
         ) : (
           <Suspense fallback={<Waiting what="Loading …" />}>
             <Switch>
-              <Route path="/"><Runs /></Route>
-              <Route path="/new"><NewRun /></Route>
-              <Route path="/compare"><Compare /></Route>
-              <Route path="/playground"><Playground /></Route>
-              <Route path="/runs/:id/:view?">{({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}</Route>
+              <Route path="/">
+                <Runs />
+              </Route>
+              <Route path="/new">
+                <NewRun />
+              </Route>
+              <Route path="/compare">
+                <Compare />
+              </Route>
+              <Route path="/playground">
+                <Playground />
+              </Route>
+              <Route path="/runs/:id/:view?">
+                {({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}
+              </Route>
               <Route path="/runs">
                 <Redirect to="/" />
               </Route>
@@ -78,7 +95,10 @@ function Top({ location, onHelp }: { location: string; onHelp: () => void }) {
   const { setColorScheme } = useMantineColorScheme();
   const scheme = useComputedColorScheme("light");
   const { data: health, isError } = useQuery(healthQuery);
-  const here = (path: string): boolean => (path === "/" ? location === "/" || location.startsWith("/runs") || location.startsWith("/compare") : location.startsWith(path));
+  const here = (path: string): boolean =>
+    path === "/"
+      ? location === "/" || location.startsWith("/runs") || location.startsWith("/compare")
+      : location.startsWith(path);
   return (
     <header className="top">
       <Link href="/" className="brand" aria-label="Limner, all runs">
@@ -93,14 +113,22 @@ function Top({ location, onHelp }: { location: string; onHelp: () => void }) {
         ))}
       </nav>
       <div className="end">
-        {isError && <span className="pill failed"><i />no server</span>}
+        {isError && (
+          <span className="pill failed">
+            <i />
+            no server
+          </span>
+        )}
         {health?.device && (
           <span className="wide-only num" title={health.runs_dir}>
             {health.device.name} · {health.device.cores} cores · {formatBytes(health.device.memory_bytes)}
           </span>
         )}
         <Tooltip label={scheme === "dark" ? "Light colours" : "Dark colours"}>
-          <ActionIcon aria-label={scheme === "dark" ? "Light colours" : "Dark colours"} onClick={() => setColorScheme(scheme === "dark" ? "light" : "dark")}>
+          <ActionIcon
+            aria-label={scheme === "dark" ? "Light colours" : "Dark colours"}
+            onClick={() => setColorScheme(scheme === "dark" ? "light" : "dark")}
+          >
             <Icon name={scheme === "dark" ? "sun" : "moon"} />
           </ActionIcon>
         </Tooltip>
@@ -115,11 +143,53 @@ function Top({ location, onHelp }: { location: string; onHelp: () => void }) {
 }
 
 const KEYS: [string, [string, string][]][] = [
-  ["Anywhere", [["g r", "runs"], ["g n", "new run"], ["g p", "playground"], ["?", "these keys"]]],
-  ["Runs", [["/", "filter"], ["j k", "next, previous run"], ["Enter", "open"], ["x", "choose for comparing"]]],
-  ["A run", [["p", "pause or resume"], ["c", "checkpoint now"], ["1 … 5", "charts, samples, checkpoints, log, settings"]]],
-  ["A chart", [["← →", "cursor, with Shift ten points"], ["Home End", "first, last point"], ["Enter", "hold the cursor's step; Esc lets it go"], ["+ − 0", "zoom in, out, all"], ["PgUp PgDn", "earlier, later"], ["l", "logarithmic"], ["t", "as a table"]]],
-  ["A chart, by mouse", [["drag", "zoom"], ["Shift + drag", "move"], ["double click", "all"], ["click", "hold the cursor's step"]]],
+  [
+    "Anywhere",
+    [
+      ["g r", "runs"],
+      ["g n", "new run"],
+      ["g p", "playground"],
+      ["?", "these keys"],
+    ],
+  ],
+  [
+    "Runs",
+    [
+      ["/", "filter"],
+      ["j k", "next, previous run"],
+      ["Enter", "open"],
+      ["x", "choose for comparing"],
+    ],
+  ],
+  [
+    "A run",
+    [
+      ["p", "pause or resume"],
+      ["c", "checkpoint now"],
+      ["1 … 5", "charts, samples, checkpoints, log, settings"],
+    ],
+  ],
+  [
+    "A chart",
+    [
+      ["← →", "cursor, with Shift ten points"],
+      ["Home End", "first, last point"],
+      ["Enter", "hold the cursor's step; Esc lets it go"],
+      ["+ − 0", "zoom in, out, all"],
+      ["PgUp PgDn", "earlier, later"],
+      ["l", "logarithmic"],
+      ["t", "as a table"],
+    ],
+  ],
+  [
+    "A chart, by mouse",
+    [
+      ["drag", "zoom"],
+      ["Shift + drag", "move"],
+      ["double click", "all"],
+      ["click", "hold the cursor's step"],
+    ],
+  ],
 ];
 
 function Help({ opened, onClose }: { opened: boolean; onClose: () => void }) {
@@ -132,7 +202,9 @@ function Help({ opened, onClose }: { opened: boolean; onClose: () => void }) {
             <dl className="facts">
               {keys.map(([key, what]) => (
                 <div key={key} style={{ display: "contents" }}>
-                  <dt><Kbd size="xs">{key}</Kbd></dt>
+                  <dt>
+                    <Kbd size="xs">{key}</Kbd>
+                  </dt>
                   <dd>{what}</dd>
                 </div>
               ))}

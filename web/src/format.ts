@@ -22,13 +22,22 @@ export function formatValue(value: Num | number | null | undefined): string {
   if (size >= 1e6) return formatCount(number);
   if (size >= 1000 || Number.isInteger(number)) return Math.round(number).toLocaleString("en").replace("-", "−");
   if (size < 1e-3) return number.toExponential(2).replace("e-", "e−").replace(/^-/, "−");
-  return number.toPrecision(4).replace(/(\.\d*?)0{2,}$/, "$1").replace(/\.$/, "").replace(/^-/, "−");
+  return number
+    .toPrecision(4)
+    .replace(/(\.\d*?)0{2,}$/, "$1")
+    .replace(/\.$/, "")
+    .replace(/^-/, "−");
 }
 
 /** 30,512,128 -> "30.5 M". */
 export function formatCount(value: number): string {
   if (!Number.isFinite(value)) return formatValue(value);
-  for (const [unit, size] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]] as const)
+  for (const [unit, size] of [
+    ["T", 1e12],
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ] as const)
     if (Math.abs(value) >= size * (unit === "k" ? 10 : 1)) {
       const scaled = value / size;
       return `${scaled >= 100 ? Math.round(scaled) : Number(scaled.toPrecision(3))} ${unit}`;
@@ -103,5 +112,8 @@ export function formatPercent(share: number, digits = 0): string {
 
 /** "validation/eval_loss" -> "eval loss"; "time.forward" -> "forward". */
 export function metricName(key: string): string {
-  return (key.split("/").pop() ?? key).replace(/^time\./, "").replaceAll("_", " ").replaceAll(".", " · ");
+  return (key.split("/").pop() ?? key)
+    .replace(/^time\./, "")
+    .replaceAll("_", " ")
+    .replaceAll(".", " · ");
 }

@@ -1,7 +1,18 @@
 // Every question that the page asks the server, by its query key.
 import { queryOptions, useMutation, useQueryClient } from "@tanstack/react-query";
 import { get, runPath, send } from "./client";
-import type { Action, CatalogueEntry, Checkpoint, Health, Models, Preset, RunDetail, RunSummary, Samples, SchemaNode } from "./types";
+import type {
+  Action,
+  CatalogueEntry,
+  Checkpoint,
+  Health,
+  Models,
+  Preset,
+  RunDetail,
+  RunSummary,
+  Samples,
+  SchemaNode,
+} from "./types";
 
 export const healthQuery = queryOptions({
   queryKey: ["health"],

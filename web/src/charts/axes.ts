@@ -32,7 +32,9 @@ function decades(min: number, max: number): number[] {
   return [0.1, 0.366, 0.633, 0.9].map((share) => min + share * (max - min)); // a part of one decade
 }
 
-const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];
+const TIME_STEPS = [
+  1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800,
+];
 
 /** Ticks of Unix seconds, told as the time since `origin`. */
 export function timeAxis(origin: number): Partial<uPlot.Axis> {

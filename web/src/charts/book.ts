@@ -100,7 +100,13 @@ export class LineBook {
     return segments
       .map((segment) => {
         const column = segment.series[name] ? name : key;
-        return Track.fromSegment(this.placed(segment), column, this.x, smoothing, transform ? (TRANSFORMS[transform] ?? null) : null);
+        return Track.fromSegment(
+          this.placed(segment),
+          column,
+          this.x,
+          smoothing,
+          transform ? (TRANSFORMS[transform] ?? null) : null,
+        );
       })
       .filter((track) => track.rows > 0);
   }
@@ -109,7 +115,11 @@ export class LineBook {
   private placed(segment: Segment): Segment {
     if (segment.axes[this.x] || !segment.axes.step) return segment;
     const at = (step: number): number => this.xAt(step);
-    return { ...segment, axes: { ...segment.axes, [this.x]: segment.axes.step.map(at) }, end: { ...segment.end, [this.x]: at(segment.end.step ?? 0) } };
+    return {
+      ...segment,
+      axes: { ...segment.axes, [this.x]: segment.axes.step.map(at) },
+      end: { ...segment.end, [this.x]: at(segment.end.step ?? 0) },
+    };
   }
 
   private catchUp(entry: Entry, { table, key, transform }: LineKey): void {

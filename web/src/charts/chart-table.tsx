@@ -23,9 +23,19 @@ export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
     return () => clearInterval(timer);
   }, [model]);
   const [from, to] = window ?? content.range ?? [0, 0];
-  const xs = [...new Set(content.lines.flatMap((line) => line.parts.flatMap(({ raw }) => raw.x.slice(bisect(raw.x, from - 1e-9) + 1, bisect(raw.x, to) + 1))))].sort((a, b) => a - b);
-  const odd = new Set(content.lines.flatMap((line) => line.parts.flatMap(({ marks }) => marks.slice(0, ROWS).map((mark) => mark.x))));
-  const kept = xs.filter((x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0);
+  const xs = [
+    ...new Set(
+      content.lines.flatMap((line) =>
+        line.parts.flatMap(({ raw }) => raw.x.slice(bisect(raw.x, from - 1e-9) + 1, bisect(raw.x, to) + 1)),
+      ),
+    ),
+  ].sort((a, b) => a - b);
+  const odd = new Set(
+    content.lines.flatMap((line) => line.parts.flatMap(({ marks }) => marks.slice(0, ROWS).map((mark) => mark.x))),
+  );
+  const kept = xs.filter(
+    (x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0,
+  );
   return (
     <div className="chart-table" tabIndex={0} role="region" aria-label={`${title} as a table`}>
       <table className="plain">
@@ -34,16 +44,26 @@ export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
           <tr>
             <th>{xName}</th>
             {content.lines.map((line) => (
-              <th key={line.id} className="right">{line.label}</th>
+              <th key={line.id} className="right">
+                {line.label}
+              </th>
             ))}
           </tr>
         </thead>
         <tbody>
           {kept.toReversed().map((x) => (
             <tr key={x}>
-              <td className="num">{timeOrigin === null ? (Number.isInteger(x) ? formatInteger(x) : formatValue(x)) : formatDuration(x - timeOrigin)}</td>
+              <td className="num">
+                {timeOrigin === null
+                  ? Number.isInteger(x)
+                    ? formatInteger(x)
+                    : formatValue(x)
+                  : formatDuration(x - timeOrigin)}
+              </td>
               {content.lines.map((line) => (
-                <td key={line.id} className="right">{formatValue(exact(line, x))}</td>
+                <td key={line.id} className="right">
+                  {formatValue(exact(line, x))}
+                </td>
               ))}
             </tr>
           ))}

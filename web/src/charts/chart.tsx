@@ -63,7 +63,8 @@ export function Chart(props: Props) {
     const at = x ?? view.content.range?.[1] ?? null;
     const said: string[] = [];
     view.content.lines.forEach((line, index) => {
-      const { shown, raw } = at === null ? { shown: null, raw: null } : x === null ? lastValue(line) : view.valueAt(line, at);
+      const { shown, raw } =
+        at === null ? { shown: null, raw: null } : x === null ? lastValue(line) : view.valueAt(line, at);
       const text = formatValue(shown);
       const element = values.current[index];
       if (element) {
@@ -122,7 +123,9 @@ export function Chart(props: Props) {
       view.show(model.content(), window);
       tell();
       const { shown, total } = model.points(window);
-      if (status.current) status.current.textContent = total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "";
+      if (status.current)
+        status.current.textContent =
+          total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "";
     };
     const request = (): void => {
       clearTimeout(timer);
@@ -130,13 +133,16 @@ export function Chart(props: Props) {
       if (wait > 0) timer = setTimeout(() => onFrame(draw), wait);
       else onFrame(draw);
     };
-    const seen = new IntersectionObserver(([entry]) => {
-      visible = entry?.isIntersecting ?? true;
-      if (visible && stale) {
-        stale = false;
-        onFrame(draw);
-      }
-    }, { rootMargin: "200px" });
+    const seen = new IntersectionObserver(
+      ([entry]) => {
+        visible = entry?.isIntersecting ?? true;
+        if (visible && stale) {
+          stale = false;
+          onFrame(draw);
+        }
+      },
+      { rootMargin: "200px" },
+    );
     seen.observe(element);
     const follow = (): void => tell();
     const point = (): void => onFrame(follow);
@@ -160,7 +166,10 @@ export function Chart(props: Props) {
       Home: () => walk(view, cursor, model, Number.NEGATIVE_INFINITY),
       End: () => walk(view, cursor, model, Number.POSITIVE_INFINITY),
       Enter: () => cursor.hold(cursor.step ?? model.stepAt(view.content.range?.[1] ?? 0)),
-      Escape: () => { cursor.hover(null, null); cursor.hold(null); },
+      Escape: () => {
+        cursor.hover(null, null);
+        cursor.hold(null);
+      },
       "+": () => view.zoomBy(0.5, cursorX(cursor, model) ?? undefined),
       "=": () => view.zoomBy(0.5, cursorX(cursor, model) ?? undefined),
       "-": () => view.zoomBy(2, cursorX(cursor, model) ?? undefined),
@@ -187,13 +196,24 @@ export function Chart(props: Props) {
         <div className="tools">
           {props.onLogY && (
             <Tooltip label="Logarithmic (l)">
-              <button type="button" className="tool" aria-pressed={logY} aria-label={`${title}: log scale`} onClick={props.onLogY}>
+              <button
+                type="button"
+                className="tool"
+                aria-pressed={logY}
+                aria-label={`${title}: log scale`}
+                onClick={props.onLogY}
+              >
                 log
               </button>
             </Tooltip>
           )}
           <Tooltip label="As a table (t)">
-            <ActionIcon size="sm" aria-pressed={table} aria-label={`${title} as a table`} onClick={() => setTable(!table)}>
+            <ActionIcon
+              size="sm"
+              aria-pressed={table}
+              aria-label={`${title} as a table`}
+              onClick={() => setTable(!table)}
+            >
               <Icon name={table ? "spark" : "table"} size={14} />
             </ActionIcon>
           </Tooltip>
@@ -203,7 +223,13 @@ export function Chart(props: Props) {
         {legend.map(({ label, color }, index) => (
           <span key={label}>
             <i style={{ background: `var(${color})` }} />
-            {label} <b className="num" ref={(element) => { values.current[index] = element; }} />
+            {label}{" "}
+            <b
+              className="num"
+              ref={(element) => {
+                values.current[index] = element;
+              }}
+            />
           </span>
         ))}
         <span className="status num" ref={status} />

@@ -36,7 +36,14 @@ function visible(canvas: Canvas, line: Polyline): [number, number] {
   return [Math.max(0, bisect(line.x, canvas.from)), Math.min(bisect(line.x, canvas.to) + 2, line.x.length)];
 }
 
-function stroke(canvas: Canvas, line: Polyline, color: string, width: number, alpha: number, dash: number[] = []): void {
+function stroke(
+  canvas: Canvas,
+  line: Polyline,
+  color: string,
+  width: number,
+  alpha: number,
+  dash: number[] = [],
+): void {
   const { ctx, ratio, logY } = canvas;
   const [start, end] = visible(canvas, line);
   ctx.beginPath();
@@ -157,7 +164,8 @@ export function drawPauses(canvas: Canvas, pauses: PlotContent["pauses"]): void 
     else {
       // An axis that does not count time has no width for a pause: two short bars, as on a player's button.
       ctx.fillStyle = canvas.color("--c4");
-      for (const side of [-3, 1]) ctx.fillRect(left + side * ratio, canvas.top + canvas.height - 9 * ratio, 2 * ratio, 9 * ratio);
+      for (const side of [-3, 1])
+        ctx.fillRect(left + side * ratio, canvas.top + canvas.height - 9 * ratio, 2 * ratio, 9 * ratio);
     }
   }
 }
@@ -180,7 +188,8 @@ export function drawStack(canvas: Canvas, lines: PlotLine[]): void {
         if (i === start) ctx.moveTo(px, canvas.y(top));
         else ctx.lineTo(px, canvas.y(top));
       }
-      for (let i = end - 1; i >= start; i--) ctx.lineTo(canvas.x(xs[i] as number), canvas.y(floor[i - start] as number));
+      for (let i = end - 1; i >= start; i--)
+        ctx.lineTo(canvas.x(xs[i] as number), canvas.y(floor[i - start] as number));
       ctx.closePath();
       ctx.fillStyle = canvas.color(line.color);
       ctx.globalAlpha = 0.75;

@@ -49,7 +49,8 @@ export function chartsFor(names: Iterable<string>): ChartSpec[] {
     spec("memory", "Memory", "MB", take(/memory|gpu_.*mb$/), { smoothed: false, zero: true }),
     spec("mfu", "Share of the machine's peak", "", take(/^mfu$/), { smoothed: true, zero: true }),
   ];
-  for (const name of [...left].sort()) charts.push(spec(name, metricName(name), "", [name], { smoothed: !name.startsWith("validation/") }));
+  for (const name of [...left].sort())
+    charts.push(spec(name, metricName(name), "", [name], { smoothed: !name.startsWith("validation/") }));
   return charts.filter((chart) => chart !== null);
 }
 
@@ -77,10 +78,16 @@ function spec(
 }
 
 function label(chart: string, name: string): string {
-  if (chart === "loss" || chart === "perplexity" || chart === "bits") return name.startsWith("validation/") ? "validation" : "training";
+  if (chart === "loss" || chart === "perplexity" || chart === "bits")
+    return name.startsWith("validation/") ? "validation" : "training";
   if (chart === "rate") return name.replace(/_per_second$/, "/s");
   if (chart === "time") return name.split(".").slice(1).join(" ");
-  if (chart === "memory") return name.replace(/_mb$/, "").replace(/^memory$/, "process").replace("gpu_memory", "GPU").replaceAll("_", " ");
+  if (chart === "memory")
+    return name
+      .replace(/_mb$/, "")
+      .replace(/^memory$/, "process")
+      .replace("gpu_memory", "GPU")
+      .replaceAll("_", " ");
   if (chart === "rates") return name.split(".").slice(1).join(" ") || "learning rate";
   return metricName(name);
 }
@@ -88,5 +95,7 @@ function label(chart: string, name: string): string {
 /** Groups with their own rates are told apart; a single group says no more than the one learning rate. */
 function learningRate(names: string[]): ChartSpec | null {
   const groups = names.filter((name) => name.includes("."));
-  return spec("rates", "Learning rate", "", groups.length > 1 ? groups : names.filter((name) => !name.includes(".")), { smoothed: false });
+  return spec("rates", "Learning rate", "", groups.length > 1 ? groups : names.filter((name) => !name.includes(".")), {
+    smoothed: false,
+  });
 }

@@ -48,7 +48,15 @@ export interface PlotHandlers {
   zoom(range: [number, number] | null): void;
 }
 
-export const EMPTY: PlotContent = { lines: [], references: [], starts: [], pauses: [], range: null, stacked: false, zero: false };
+export const EMPTY: PlotContent = {
+  lines: [],
+  references: [],
+  starts: [],
+  pauses: [],
+  range: null,
+  stacked: false,
+  zero: false,
+};
 
 export class PlotView {
   content: PlotContent = EMPTY;
@@ -223,7 +231,14 @@ export class PlotView {
       height: Math.max(host.clientHeight, 100),
       padding: [8, 10, 0, 0],
       legend: { show: false },
-      cursor: { show: true, x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 6 }, bind: { dblclick: () => null } },
+      cursor: {
+        show: true,
+        x: false,
+        y: false,
+        points: { show: false },
+        drag: { x: true, y: false, setScale: false, dist: 6 },
+        bind: { dblclick: () => null },
+      },
       scales: {
         x: { time: false, auto: false },
         y: { auto: false },
@@ -319,8 +334,7 @@ export class PlotView {
     );
     over.addEventListener("click", (event) => {
       const still = down && Math.abs(event.clientX - down.x) < 4 && Math.abs(event.clientY - down.y) < 4;
-      if (still && !event.shiftKey && event.detail === 1)
-        this.handlers.pin(this.snap(this.xAt(place(event))));
+      if (still && !event.shiftKey && event.detail === 1) this.handlers.pin(this.snap(this.xAt(place(event))));
     });
     over.addEventListener("dblclick", () => this.handlers.zoom(null));
     over.addEventListener(

@@ -39,7 +39,13 @@ export class Track {
     this.transform = transform;
   }
 
-  static fromSegment(segment: Segment, key: string, axis: string, smoothing: number, transform: Transform | null = null): Track {
+  static fromSegment(
+    segment: Segment,
+    key: string,
+    axis: string,
+    smoothing: number,
+    transform: Transform | null = null,
+  ): Track {
     const track = new Track(segment.attempt, smoothing, transform);
     const column = segment.series[key];
     const xs = segment.axes[axis];
@@ -96,7 +102,8 @@ export class Track {
       const rising = (first ?? 0) <= (last ?? 0);
       const inner = rising ? [low, high] : [high, low];
       [first, ...inner, last].forEach((y, place) => {
-        if (y !== null && (Number.isFinite(y) || place === 0 || place === 3)) this.point(from + ((to - from) * place) / 3, y);
+        if (y !== null && (Number.isFinite(y) || place === 0 || place === 3))
+          this.point(from + ((to - from) * place) / 3, y);
       });
       // Non-finite values within the bucket that are neither its first nor its last still leave a mark.
       if (column.nonfinite?.[i] && Number.isFinite(first ?? 0) && Number.isFinite(last ?? 0))

@@ -11,7 +11,11 @@ test("numbers in order make one range", () => {
 test("holes stay visible, are filled, and duplicates are counted", () => {
   const held = new Ranges();
   for (const seq of [5, 6, 9, 2, 6, 1]) held.add(seq);
-  expect(held.ranges).toEqual([[1, 2], [5, 6], [9, 9]]);
+  expect(held.ranges).toEqual([
+    [1, 2],
+    [5, 6],
+    [9, 9],
+  ]);
   expect([held.count, held.duplicates]).toEqual([5, 1]);
   for (const seq of [3, 4, 8, 7, 7]) held.add(seq);
   expect(held.ranges).toEqual([[1, 9]]);

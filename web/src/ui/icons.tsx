@@ -16,7 +16,8 @@ const PATHS = {
   note: "M3 3h10v7l-3 3H3zM5.500 6h5M5.500 8.500h3",
   reset: "M3 8a5 5 0 1 0 1.500-3.600M3 2.500v2.500h2.500",
   more: "M3.500 8h.01M8 8h.01M12.500 8h.01",
-  camera: "M2.500 5h2.800l1-1.500h3.400l1 1.500h2.800v8h-11zM8 11.200a2.200 2.200 0 1 0 0-4.400 2.200 2.200 0 0 0 0 4.400z",
+  camera:
+    "M2.500 5h2.800l1-1.500h3.400l1 1.500h2.800v8h-11zM8 11.200a2.200 2.200 0 1 0 0-4.400 2.200 2.200 0 0 0 0 4.400z",
   branch: "M4.500 3v10M4.500 9.500c4 0 6.500-1 6.500-4.500M9 6.500 11 4.500l2 2",
   spark: "M2 12l3.500-5 3 3L14 3.500",
 } as const;
@@ -25,7 +26,17 @@ export type IconName = keyof typeof PATHS;
 
 export function Icon({ name, size = 16 }: { name: IconName; size?: number }) {
   return (
-    <svg width={size} height={size} viewBox="0 0 16 16" fill="none" stroke="currentColor" strokeWidth={name === "more" ? 2 : 1.4} strokeLinecap="round" strokeLinejoin="round" aria-hidden="true">
+    <svg
+      width={size}
+      height={size}
+      viewBox="0 0 16 16"
+      fill="none"
+      stroke="currentColor"
+      strokeWidth={name === "more" ? 2 : 1.4}
+      strokeLinecap="round"
+      strokeLinejoin="round"
+      aria-hidden="true"
+    >
       <path d={PATHS[name]} />
     </svg>
   );

@@ -16,7 +16,12 @@ export function useKeys(keys: Keys): void {
     const onKey = (event: KeyboardEvent): void => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
       const target = event.target as HTMLElement;
-      if (target.closest("input:not([type=checkbox]):not([type=radio]), textarea, select, [contenteditable=true], [role=dialog], [role=menu], [role=listbox]")) return;
+      if (
+        target.closest(
+          "input:not([type=checkbox]):not([type=radio]), textarea, select, [contenteditable=true], [role=dialog], [role=menu], [role=listbox]",
+        )
+      )
+        return;
       const pair = event.timeStamp - beforeAt < SEQUENCE_MS ? `${before} ${event.key}` : "";
       const action = held.current[pair] ?? held.current[event.key];
       before = event.key;

@@ -17,7 +17,15 @@ export function StatusPill({ run }: { run: Pick<RunSummary, "status" | "queue_po
 export const ACTIVE: ReadonlySet<Status> = new Set(["running", "paused", "stopping"]);
 
 /** The shape of a loss at a glance; what was not finite is a gap with a red tick. */
-export function Sparkline({ values, width = 96, height = 24 }: { values: (Num | null)[]; width?: number; height?: number }) {
+export function Sparkline({
+  values,
+  width = 96,
+  height = 24,
+}: {
+  values: (Num | null)[];
+  width?: number;
+  height?: number;
+}) {
   const numbers = values.map(toNumber);
   const finite = numbers.filter((value): value is number => value !== null && Number.isFinite(value));
   if (finite.length < 2) return <svg width={width} height={height} aria-hidden="true" />;

@@ -20,13 +20,27 @@ export function SignIn({ onDone }: { onDone: () => void }) {
     }
   };
   return (
-    <form className="card" style={{ maxWidth: 460, margin: "12vh auto", padding: 24, display: "grid", gap: 12 }} onSubmit={submit}>
+    <form
+      className="card"
+      style={{ maxWidth: 460, margin: "12vh auto", padding: 24, display: "grid", gap: 12 }}
+      onSubmit={submit}
+    >
       <h1>This browser is not signed in</h1>
       <p className="dim">
         Open the address that <code>limner serve</code> printed, or paste it (or its token) here.
       </p>
-      <TextInput name="token" label="Address or token" size="sm" error={problem} autoComplete="off" data-autofocus required />
-      <Button type="submit" size="sm">Sign in</Button>
+      <TextInput
+        name="token"
+        label="Address or token"
+        size="sm"
+        error={problem}
+        autoComplete="off"
+        data-autofocus
+        required
+      />
+      <Button type="submit" size="sm">
+        Sign in
+      </Button>
     </form>
   );
 }

@@ -46,7 +46,10 @@ const comparedQuery = (id: string) =>
   });
 
 function combine(results: UseQueryResult<Read>[]): { found: Read[]; error: Error | null } {
-  return { found: results.flatMap(({ data }) => data ?? []), error: results.find((result) => result.error)?.error ?? null };
+  return {
+    found: results.flatMap(({ data }) => data ?? []),
+    error: results.find((result) => result.error)?.error ?? null,
+  };
 }
 
 export default function Compare() {
@@ -58,11 +61,21 @@ export default function Compare() {
     () =>
       found.map(({ detail, series }, index): Compared => {
         const origin = x === "time" ? (detail.started ?? detail.created) : 0;
-        return { detail, book: new LineBook(NOTHING_LIVE, series, x, SMOOTHING), color: COLORS[index] as string, origin };
+        return {
+          detail,
+          book: new LineBook(NOTHING_LIVE, series, x, SMOOTHING),
+          color: COLORS[index] as string,
+          origin,
+        };
       }),
     [found, x],
   );
-  if (!ids.length) return <p className="empty">Choose runs in the <Link href="/">list</Link> to compare them.</p>;
+  if (!ids.length)
+    return (
+      <p className="empty">
+        Choose runs in the <Link href="/">list</Link> to compare them.
+      </p>
+    );
   if (error) return <Failure error={error} what="A run cannot be read." />;
   if (runs.length < ids.length) return <Waiting what="Reading the runs …" />;
   const without = (id: string): string => ids.filter((other) => other !== id).join(",");
@@ -74,7 +87,11 @@ export default function Compare() {
           aria-label="Horizontal axis"
           value={x}
           onChange={(value) => setUrl({ x: value === "step" ? null : value })}
-          data={[{ value: "step", label: "Step" }, { value: "time", label: "Time" }, { value: "epoch", label: "Epoch" }]}
+          data={[
+            { value: "step", label: "Step" },
+            { value: "time", label: "Time" },
+            { value: "epoch", label: "Epoch" },
+          ]}
         />
       </div>
       <ul className="compared">
@@ -84,7 +101,14 @@ export default function Compare() {
             <Link href={`/runs/${encodeURIComponent(detail.id)}`}>{detail.id}</Link>
             <StatusPill run={detail} />
             {index === 0 && <span className="dim">baseline</span>}
-            <button type="button" className="linklike" aria-label={`Leave out ${detail.id}`} onClick={() => setUrl({ runs: without(detail.id) || null })}>×</button>
+            <button
+              type="button"
+              className="linklike"
+              aria-label={`Leave out ${detail.id}`}
+              onClick={() => setUrl({ runs: without(detail.id) || null })}
+            >
+              ×
+            </button>
           </li>
         ))}
       </ul>
@@ -105,7 +129,14 @@ function Overlays({ runs, x, children }: { runs: Compared[]; x: XAxis; children:
     const names = new Set(runs.flatMap(({ detail }) => detail.metrics));
     return chartsFor(names).filter((spec) => !spec.stacked);
   }, [runs]);
-  const charts = specs.flatMap((spec) => (spec.id === "loss" && runs.length > 1 ? [{ spec, delta: false }, { spec, delta: true }] : [{ spec, delta: false }]));
+  const charts = specs.flatMap((spec) =>
+    spec.id === "loss" && runs.length > 1
+      ? [
+          { spec, delta: false },
+          { spec, delta: true },
+        ]
+      : [{ spec, delta: false }],
+  );
   const chart = ({ spec, delta }: { spec: ChartSpec; delta: boolean }): ReactNode => {
     const id = delta ? `${spec.id}-delta` : spec.id;
     const log = logged.includes(id) !== (!delta && (spec.log ?? false));
@@ -150,7 +181,9 @@ interface OverlayProps {
 function OverlayChart({ id, spec, delta, runs, cursor, x, ...rest }: OverlayProps) {
   const lines = useMemo(() => (delta ? deltas(spec, runs) : overlay(spec, runs)), [spec, delta, runs]);
   const model = useMemo((): ChartModel => {
-    const ends = lines.flatMap((line) => line.parts.flatMap(({ raw }) => (raw.x.length ? [raw.x[0] as number, raw.x.at(-1) as number] : [])));
+    const ends = lines.flatMap((line) =>
+      line.parts.flatMap(({ raw }) => (raw.x.length ? [raw.x[0] as number, raw.x.at(-1) as number] : [])),
+    );
     const range: [number, number] | null = ends.length ? [Math.min(...ends), Math.max(...ends)] : null;
     const references = delta ? [{ label: "baseline", value: 0 }] : [];
     return {
@@ -164,7 +197,20 @@ function OverlayChart({ id, spec, delta, runs, cursor, x, ...rest }: OverlayProp
   }, [lines, delta, spec]);
   const title = delta ? `${spec.title}: difference from ${runs[0]?.detail.id}` : spec.title;
   const legend = lines.map(({ label, color }) => ({ label, color }));
-  return <Chart id={id} title={title} unit={delta ? "" : spec.unit} legend={legend} model={model} cursor={cursor} logX={false} timeOrigin={x === "time" ? 0 : null} xName={x} {...rest} />;
+  return (
+    <Chart
+      id={id}
+      title={title}
+      unit={delta ? "" : spec.unit}
+      legend={legend}
+      model={model}
+      cursor={cursor}
+      logX={false}
+      timeOrigin={x === "time" ? 0 : null}
+      xName={x}
+      {...rest}
+    />
+  );
 }
 
 function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
@@ -173,18 +219,20 @@ function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
       const tracks = run.book.tracks(line);
       if (!tracks.length) return [];
       const suffix = spec.lines.length > 1 ? ` · ${line.label}` : "";
-      return [{
-        id: `${run.detail.id}/${line.table}/${line.key}`,
-        label: run.detail.id + suffix,
-        color: run.color,
-        dots: line.dots ?? false,
-        ...(line.table === "validation" && spec.lines.length > 1 ? { dash: [4, 3] } : {}),
-        parts: tracks.map(({ raw, smooth, marks }) => ({
-          raw: shift(raw, run.origin),
-          smooth: spec.smoothed && line.table === "metrics" ? shift(smooth, run.origin) : null,
-          marks: marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
-        })),
-      }];
+      return [
+        {
+          id: `${run.detail.id}/${line.table}/${line.key}`,
+          label: run.detail.id + suffix,
+          color: run.color,
+          dots: line.dots ?? false,
+          ...(line.table === "validation" && spec.lines.length > 1 ? { dash: [4, 3] } : {}),
+          parts: tracks.map(({ raw, smooth, marks }) => ({
+            raw: shift(raw, run.origin),
+            smooth: spec.smoothed && line.table === "metrics" ? shift(smooth, run.origin) : null,
+            marks: marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
+          })),
+        },
+      ];
     }),
   );
 }
@@ -194,7 +242,8 @@ function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   const training = spec.lines.find((line) => line.table === "metrics") ?? spec.lines[0];
   const baseline = runs[0];
   if (!training || !baseline) return [];
-  const smooth = (run: Compared): Polyline[] => run.book.tracks(training).map((track) => shift(track.smooth, run.origin));
+  const smooth = (run: Compared): Polyline[] =>
+    run.book.tracks(training).map((track) => shift(track.smooth, run.origin));
   const against = smooth(baseline).toReversed(); // where attempts overlap, the latest one counts
   return runs.slice(1).map((run) => ({
     id: `${run.detail.id}/delta`,

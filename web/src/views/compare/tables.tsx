@@ -5,10 +5,15 @@ import type { Compared } from "./compare";
 
 /** Where each run stands, and how far from the first one. */
 export function Results({ runs }: { runs: Compared[] }) {
-  const best = (run: Compared, metric: string): number | null => (run.detail.best?.metric === metric ? toNumber(run.detail.best.value) : null);
+  const best = (run: Compared, metric: string): number | null =>
+    run.detail.best?.metric === metric ? toNumber(run.detail.best.value) : null;
   const metrics = [...new Set(runs.flatMap(({ detail }) => (detail.best ? [detail.best.metric] : [])))];
   const rows: { name: string; values: (number | null)[]; show: (value: number | null) => string }[] = [
-    ...metrics.map((metric) => ({ name: `best ${metricName(metric)}`, values: runs.map((run) => best(run, metric)), show: formatValue })),
+    ...metrics.map((metric) => ({
+      name: `best ${metricName(metric)}`,
+      values: runs.map((run) => best(run, metric)),
+      show: formatValue,
+    })),
     { name: "last loss", values: runs.map(({ detail }) => toNumber(detail.last.loss)), show: formatValue },
     { name: "steps", values: runs.map(({ detail }) => detail.step), show: formatValue },
     { name: "rate", values: runs.map(({ detail }) => toNumber(detail.rate)), show: formatValue },
@@ -51,7 +56,14 @@ export function ChangedSettings({ runs }: { runs: Compared[] }) {
   const [all, setAll] = useState(false);
   const configs = runs.map(({ detail }) => (detail.config.config ?? detail.config) as Record<string, unknown>);
   const names = [...new Set(configs.flatMap((config) => Object.keys(config)))].sort();
-  const text = (value: unknown): string => (value === undefined ? "–" : value === null ? "unset" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const text = (value: unknown): string =>
+    value === undefined
+      ? "–"
+      : value === null
+        ? "unset"
+        : typeof value === "object"
+          ? JSON.stringify(value)
+          : String(value);
   const differs = (name: string): boolean => new Set(configs.map((config) => text(config[name]))).size > 1;
   const shown = all ? names : names.filter(differs);
   return (
@@ -71,7 +83,9 @@ export function ChangedSettings({ runs }: { runs: Compared[] }) {
                 <tr key={name} className={differs(name) ? "differs" : undefined}>
                   <th scope="row">{name.replaceAll("_", " ")}</th>
                   {configs.map((config, index) => (
-                    <td key={runs[index]?.detail.id} className="num">{text(config[name])}</td>
+                    <td key={runs[index]?.detail.id} className="num">
+                      {text(config[name])}
+                    </td>
                   ))}
                 </tr>
               ))}

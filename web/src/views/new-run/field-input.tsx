@@ -16,7 +16,12 @@ export function FieldInput({ field, value, problem, suggestions, onChange }: Pro
     <div className={`field${changed ? " changed" : ""}`} data-field={field.name}>
       <Control field={field} value={value} problem={problem} suggestions={suggestions} onChange={onChange} />
       {changed && (
-        <button type="button" className="linklike undo" aria-label={`Reset ${field.label}`} onClick={() => onChange(field.fallback)}>
+        <button
+          type="button"
+          className="linklike undo"
+          aria-label={`Reset ${field.label}`}
+          onClick={() => onChange(field.fallback)}
+        >
           reset to {field.fallback === null || field.fallback === undefined ? "unset" : show(field.fallback)}
         </button>
       )}
@@ -30,7 +35,13 @@ function Control({ field, value, problem, suggestions, onChange }: Props) {
   if (field.kind === "boolean" && !field.nullable)
     return <Switch {...shared} checked={value === true} onChange={(event) => onChange(event.currentTarget.checked)} />;
   if (field.kind === "choice" || field.kind === "boolean") {
-    const choices = field.kind === "boolean" ? [{ value: "true", label: "yes" }, { value: "false", label: "no" }] : field.choices;
+    const choices =
+      field.kind === "boolean"
+        ? [
+            { value: "true", label: "yes" },
+            { value: "false", label: "no" },
+          ]
+        : field.choices;
     return (
       <Select
         {...shared}
@@ -51,7 +62,9 @@ function Control({ field, value, problem, suggestions, onChange }: Props) {
         data={field.choices.length ? field.choices : suggestions}
         value={list}
         placeholder={list.length ? "" : "Type and press Enter"}
-        onChange={(next) => onChange(field.numeric ? next.map((item) => (Number.isNaN(Number(item)) ? item : Number(item))) : next)}
+        onChange={(next) =>
+          onChange(field.numeric ? next.map((item) => (Number.isNaN(Number(item)) ? item : Number(item))) : next)
+        }
       />
     );
   }
@@ -84,7 +97,9 @@ function TextControl({ field, value, problem, suggestions, onChange }: Props) {
       />
       {suggestions.length > 0 && (
         <datalist id={list}>
-          {suggestions.map((suggestion) => <option key={suggestion} value={suggestion} />)}
+          {suggestions.map((suggestion) => (
+            <option key={suggestion} value={suggestion} />
+          ))}
         </datalist>
       )}
     </>

@@ -18,7 +18,13 @@ const schema = {
 test("every kind of field is found, with its meaning, limits and place", () => {
   const fields = Object.fromEntries(fieldsOf(schema).map((field) => [field.name, field]));
   expect(Object.keys(fields)).toEqual(["lr", "steps", "device", "compile", "dataset", "report_to", "mode"]);
-  expect(fields.lr).toMatchObject({ kind: "number", help: "Peak learning rate.", range: "> 0", section: "Optimization", nullable: false });
+  expect(fields.lr).toMatchObject({
+    kind: "number",
+    help: "Peak learning rate.",
+    range: "> 0",
+    section: "Optimization",
+    nullable: false,
+  });
   expect(fields.steps).toMatchObject({ kind: "integer", nullable: true, range: "≥ 1" });
   expect(fields.device).toMatchObject({ kind: "choice", choices: ["auto", "cpu"], section: "Machine" });
   expect(fields.compile).toMatchObject({ kind: "boolean", nullable: true });
@@ -29,6 +35,12 @@ test("every kind of field is found, with its meaning, limits and place", () => {
 
 test("numbers are read as people write them", () => {
   const [lr, steps] = fieldsOf(schema) as [never, never];
-  expect([parse(lr, "5e-5"), parse(lr, "1,000"), parse(lr, ""), parse(steps, ""), parse(lr, "fast")]).toEqual([5e-5, 1000, 3e-4, null, "fast"]);
+  expect([parse(lr, "5e-5"), parse(lr, "1,000"), parse(lr, ""), parse(steps, ""), parse(lr, "fast")]).toEqual([
+    5e-5,
+    1000,
+    3e-4,
+    null,
+    "fast",
+  ]);
   expect([same(null, undefined), same([1], [1]), same(1, 2)]).toEqual([true, true, false]);
 });

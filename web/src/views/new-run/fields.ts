@@ -24,8 +24,14 @@ export type Section = (typeof SECTIONS)[number];
 const HIDDEN = new Set(["runs_dir", "name", "resume", "plan", "preset", "debug"]);
 
 const PLACES: [RegExp, Section][] = [
-  [/^(device|precision|threads|compile|seed|cache_|prune_cache|force_new|report_to|gradient_checkpointing|push_to_hub|model_id|tag$)/, "Machine"],
-  [/^(eval|checkpoint|save|patience|metric_for|sample_|num_beams|log_every|max_nonfinite)/, "Evaluation and checkpoints"],
+  [
+    /^(device|precision|threads|compile|seed|cache_|prune_cache|force_new|report_to|gradient_checkpointing|push_to_hub|model_id|tag$)/,
+    "Machine",
+  ],
+  [
+    /^(eval|checkpoint|save|patience|metric_for|sample_|num_beams|log_every|max_nonfinite)/,
+    "Evaluation and checkpoints",
+  ],
   [/(lr|steps|epochs|batch|accum|decay|warmup|schedule|clip|pack)/, "Optimization"],
   [/(corpus|dataset|column|split|stride|sample|augment|max_length|bad_images|context)/, "Data"],
 ];
@@ -41,7 +47,9 @@ function fieldOf(name: string, node: SchemaNode, defs: Record<string, SchemaNode
   const real = options.filter((option) => option.type !== "null");
   const kinds = real[0] ?? {};
   const items = kinds.items ? resolve(kinds.items, defs) : undefined;
-  const choices = real.flatMap((option) => option.enum ?? (option.const === undefined ? [] : [option.const])).map(String);
+  const choices = real
+    .flatMap((option) => option.enum ?? (option.const === undefined ? [] : [option.const]))
+    .map(String);
   return {
     name,
     label: labelOf(name),
@@ -63,7 +71,20 @@ function labelOf(name: string): string {
   return label.charAt(0).toUpperCase() + label.slice(1);
 }
 
-const SPELLED: Record<string, string> = { lr: "LR", lora: "LoRA", qkv: "QKV", id: "ID", val: "validation", eval: "evaluation", accum: "accumulation", freq: "frequency", iters: "batches", grad: "gradient", dir: "folder", num: "number of" };
+const SPELLED: Record<string, string> = {
+  lr: "LR",
+  lora: "LoRA",
+  qkv: "QKV",
+  id: "ID",
+  val: "validation",
+  eval: "evaluation",
+  accum: "accumulation",
+  freq: "frequency",
+  iters: "batches",
+  grad: "gradient",
+  dir: "folder",
+  num: "number of",
+};
 
 function resolve(node: SchemaNode, defs: Record<string, SchemaNode>): SchemaNode {
   const target = node.$ref?.split("/").pop();
@@ -77,8 +98,18 @@ function kindOf(node: SchemaNode, choices: string[]): FieldKind {
 }
 
 function rangeOf(node: SchemaNode): string {
-  const low = node.minimum === undefined ? (node.exclusiveMinimum === undefined ? "" : `> ${node.exclusiveMinimum}`) : `≥ ${node.minimum}`;
-  const high = node.maximum === undefined ? (node.exclusiveMaximum === undefined ? "" : `< ${node.exclusiveMaximum}`) : `≤ ${node.maximum}`;
+  const low =
+    node.minimum === undefined
+      ? node.exclusiveMinimum === undefined
+        ? ""
+        : `> ${node.exclusiveMinimum}`
+      : `≥ ${node.minimum}`;
+  const high =
+    node.maximum === undefined
+      ? node.exclusiveMaximum === undefined
+        ? ""
+        : `< ${node.exclusiveMaximum}`
+      : `≤ ${node.maximum}`;
   return [low, high].filter(Boolean).join(", ");
 }
 

@@ -30,7 +30,10 @@ export default function NewRun() {
   const verb = url.get("verb") ?? model.data?.verb ?? verbs[0] ?? "";
   const schema = schemas.data[verb];
   if (!schema) return <p className="empty">This installation has no verb “{verb}” that makes runs.</p>;
-  const given = model.data && model.data.verb === verb ? ((model.data.config.config ?? model.data.config) as Record<string, unknown>) : {};
+  const given =
+    model.data && model.data.verb === verb
+      ? ((model.data.config.config ?? model.data.config) as Record<string, unknown>)
+      : {};
   return <Form key={`${verb}/${from}`} verb={verb} verbs={verbs} schema={schema} given={given} />;
 }
 
@@ -47,7 +50,10 @@ function Form({ verb, verbs, schema, given }: FormProps) {
   const [, navigate] = useLocation();
   const client = useQueryClient();
   const fields = useMemo(() => fieldsOf(schema), [schema]);
-  const changes = useMemo(() => ({ ...differing(fields, schema, given), ...readChanges(url.get("c")) }), [fields, schema, given, url]);
+  const changes = useMemo(
+    () => ({ ...differing(fields, schema, given), ...readChanges(url.get("c")) }),
+    [fields, schema, given, url],
+  );
   const [name, setName] = useState("");
   const [sought, setSought] = useState("");
   const [refused, setRefused] = useState<Problem[]>([]);
@@ -72,9 +78,14 @@ function Form({ verb, verbs, schema, given }: FormProps) {
     setRefused([]);
     setUrl({ c: Object.keys(next).length ? JSON.stringify(next) : null });
   };
-  const resolved = { ...Object.fromEntries(fields.map((field) => [field.name, field.fallback])), ...changes, ...check.data?.config };
+  const resolved = {
+    ...Object.fromEntries(fields.map((field) => [field.name, field.fallback])),
+    ...changes,
+    ...check.data?.config,
+  };
   const problems = refused.length ? refused : (check.data?.problems ?? []);
-  const problemOf = (field: string): string | undefined => problems.find((problem) => problem.field === `config.${field}`)?.message;
+  const problemOf = (field: string): string | undefined =>
+    problems.find((problem) => problem.field === `config.${field}`)?.message;
   const known = new Set(fields.map((field) => `config.${field.name}`));
   const general = problems.filter((problem) => !known.has(problem.field) && problem.field !== "name");
   return (
@@ -89,31 +100,84 @@ function Form({ verb, verbs, schema, given }: FormProps) {
         <div className="spread">
           <h1>New run</h1>
           {verbs.length > 1 && (
-            <SegmentedControl aria-label="What to train" value={verb} onChange={(next) => setUrl({ verb: next, c: null, from: null })} data={verbs.map((value) => ({ value, label: VERBS[value] ?? value }))} />
+            <SegmentedControl
+              aria-label="What to train"
+              value={verb}
+              onChange={(next) => setUrl({ verb: next, c: null, from: null })}
+              data={verbs.map((value) => ({ value, label: VERBS[value] ?? value }))}
+            />
           )}
         </div>
-        <Presets verb={verb} changes={changes} onChoose={(config) => setUrl({ c: JSON.stringify({ ...changes, ...config }) })} />
+        <Presets
+          verb={verb}
+          changes={changes}
+          onChoose={(config) => setUrl({ c: JSON.stringify({ ...changes, ...config }) })}
+        />
         <div className="row names">
-          <TextInput label="Name" description="Its folder; unset: verb, data and date" value={name} onChange={(event) => setName(event.currentTarget.value)} error={problems.find((problem) => problem.field === "name")?.message} spellCheck={false} />
-          <TextInput label="Find a setting" description="By its name or its meaning" value={sought} onChange={(event) => setSought(event.currentTarget.value)} leftSection={<Icon name="search" size={14} />} />
+          <TextInput
+            label="Name"
+            description="Its folder; unset: verb, data and date"
+            value={name}
+            onChange={(event) => setName(event.currentTarget.value)}
+            error={problems.find((problem) => problem.field === "name")?.message}
+            spellCheck={false}
+          />
+          <TextInput
+            label="Find a setting"
+            description="By its name or its meaning"
+            value={sought}
+            onChange={(event) => setSought(event.currentTarget.value)}
+            leftSection={<Icon name="search" size={14} />}
+          />
         </div>
-        <Sections fields={fields} sought={sought} values={{ ...resolved, ...changes }} problemOf={problemOf} onChange={set} />
+        <Sections
+          fields={fields}
+          sought={sought}
+          values={{ ...resolved, ...changes }}
+          problemOf={problemOf}
+          onChange={set}
+        />
       </div>
       <aside>
         <section className="card" aria-label="Begin">
           {general.map((problem) => (
-            <div key={problem.field + problem.message} className="notice bad" role="alert">{problem.message}</div>
+            <div key={problem.field + problem.message} className="notice bad" role="alert">
+              {problem.message}
+            </div>
           ))}
-          {check.error && <div className="notice bad" role="alert">{check.error.message}</div>}
-          <pre className="command" tabIndex={0} aria-label="The same as a command">{check.data?.command ?? `limner ${verb} …`}</pre>
+          {check.error && (
+            <div className="notice bad" role="alert">
+              {check.error.message}
+            </div>
+          )}
+          <pre className="command" tabIndex={0} aria-label="The same as a command">
+            {check.data?.command ?? `limner ${verb} …`}
+          </pre>
           <div className="row">
-            <Button type="submit" size="sm" loading={start.isPending} disabled={check.data?.valid === false}>Start</Button>
-            <Button variant="default" size="sm" leftSection={<Icon name="copy" size={14} />} disabled={!check.data?.command} onClick={() => void navigator.clipboard.writeText(check.data?.command ?? "").then(() => say("Command copied."), sayError)}>
+            <Button type="submit" size="sm" loading={start.isPending} disabled={check.data?.valid === false}>
+              Start
+            </Button>
+            <Button
+              variant="default"
+              size="sm"
+              leftSection={<Icon name="copy" size={14} />}
+              disabled={!check.data?.command}
+              onClick={() =>
+                void navigator.clipboard
+                  .writeText(check.data?.command ?? "")
+                  .then(() => say("Command copied."), sayError)
+              }
+            >
               Copy as command
             </Button>
           </div>
         </section>
-        <PlanCard plan={plan.data} pending={plan.isPending} disabled={check.data?.valid === false} onPlan={() => plan.mutate()} />
+        <PlanCard
+          plan={plan.data}
+          pending={plan.isPending}
+          disabled={check.data?.valid === false}
+          onPlan={() => plan.mutate()}
+        />
         <SchedulePreview config={resolved} schedule={scheduleOf(resolved, plannedSteps(plan.data))} />
       </aside>
     </form>
@@ -136,7 +200,8 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
     dataset: datasets?.map((entry) => entry.name) ?? [],
   };
   const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
-  const matches = (field: Field): boolean => words.every((word) => `${field.label} ${field.name} ${field.help}`.toLowerCase().includes(word));
+  const matches = (field: Field): boolean =>
+    words.every((word) => `${field.label} ${field.name} ${field.help}`.toLowerCase().includes(word));
   return (
     <>
       {SECTIONS.map((section) => {
@@ -148,11 +213,22 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
         return (
           <details key={section} className="card" open={open}>
             <summary>
-              {section} <span className="dim num">{own.length}{changed > 0 && `, ${changed} changed`}</span>
+              {section}{" "}
+              <span className="dim num">
+                {own.length}
+                {changed > 0 && `, ${changed} changed`}
+              </span>
             </summary>
             <div className="fields">
               {own.map((field) => (
-                <FieldInput key={field.name} field={field} value={values[field.name]} problem={problemOf(field.name)} suggestions={suggestions[field.name] ?? []} onChange={(value) => onChange(field, value)} />
+                <FieldInput
+                  key={field.name}
+                  field={field}
+                  value={values[field.name]}
+                  problem={problemOf(field.name)}
+                  suggestions={suggestions[field.name] ?? []}
+                  onChange={(value) => onChange(field, value)}
+                />
               ))}
             </div>
           </details>
@@ -162,16 +238,30 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
   );
 }
 
-function Presets({ verb, changes, onChoose }: { verb: string; changes: Record<string, unknown>; onChoose: (config: Record<string, unknown>) => void }) {
+function Presets({
+  verb,
+  changes,
+  onChoose,
+}: {
+  verb: string;
+  changes: Record<string, unknown>;
+  onChoose: (config: Record<string, unknown>) => void;
+}) {
   const { data } = useQuery(presetsQuery);
   const own = data?.filter((preset) => preset.verb === verb) ?? [];
   if (!own.length) return null;
   const told = new Set(own.map((preset) => preset.description)).size > 1; // one text for all of them tells nothing
-  const chosen = (config: Record<string, unknown>): boolean => Object.entries(config).every(([key, value]) => same(changes[key], value));
+  const chosen = (config: Record<string, unknown>): boolean =>
+    Object.entries(config).every(([key, value]) => same(changes[key], value));
   return (
     <div className="presets" role="group" aria-label="Presets">
       {own.map((preset) => (
-        <button key={preset.name} type="button" aria-pressed={chosen(preset.config)} onClick={() => onChoose(preset.config)}>
+        <button
+          key={preset.name}
+          type="button"
+          aria-pressed={chosen(preset.config)}
+          onClick={() => onChoose(preset.config)}
+        >
           <b>{preset.label ?? preset.name}</b>
           <span>{describe(preset.gives) || (told && preset.description)}</span>
         </button>
@@ -181,13 +271,21 @@ function Presets({ verb, changes, onChoose }: { verb: string; changes: Record<st
 }
 
 function describe(gives: Record<string, unknown> | undefined): string {
-  return Object.entries(gives ?? {}).map(([key, value]) => (typeof value === "string" ? value.split("/").pop() : `${key.replaceAll("_", " ")} ${String(value)}`)).join(" + ");
+  return Object.entries(gives ?? {})
+    .map(([key, value]) =>
+      typeof value === "string" ? value.split("/").pop() : `${key.replaceAll("_", " ")} ${String(value)}`,
+    )
+    .join(" + ");
 }
 
 /** The settings of another run that are not the defaults. */
 function differing(fields: Field[], schema: SchemaNode, given: Record<string, unknown>): Record<string, unknown> {
   const names = new Set([...fields.map((field) => field.name), "preset"]);
-  return Object.fromEntries(Object.entries(given).filter(([name, value]) => names.has(name) && !same(value, schema.properties?.[name]?.default)));
+  return Object.fromEntries(
+    Object.entries(given).filter(
+      ([name, value]) => names.has(name) && !same(value, schema.properties?.[name]?.default),
+    ),
+  );
 }
 
 function readChanges(text: string | null): Record<string, unknown> {

@@ -25,7 +25,11 @@ export function PlanCard({ plan, pending, disabled, onPlan }: Props) {
         {!plan && <p className="dim">Parameters, memory and time to go, from a dry run of a few steps.</p>}
         {facts.length > 0 && <Facts items={facts} />}
         {plan && !plan.ok && <div className="notice bad">{plan.text || "The dry run failed."}</div>}
-        {plan?.ok && facts.length === 0 && <pre className="command" tabIndex={0}>{plan.text}</pre>}
+        {plan?.ok && facts.length === 0 && (
+          <pre className="command" tabIndex={0}>
+            {plan.text}
+          </pre>
+        )}
         {plan && <p className="dim num">The dry run took {formatDuration(plan.seconds)}.</p>}
       </div>
     </section>
@@ -35,7 +39,8 @@ export function PlanCard({ plan, pending, disabled, onPlan }: Props) {
 function entries(plan: Record<string, unknown>, prefix = ""): [string, string][] {
   return Object.entries(plan).flatMap(([key, value]): [string, string][] => {
     const name = prefix + key.replaceAll("_", " ");
-    if (value !== null && typeof value === "object" && !Array.isArray(value)) return entries(value as Record<string, unknown>, `${name} · `);
+    if (value !== null && typeof value === "object" && !Array.isArray(value))
+      return entries(value as Record<string, unknown>, `${name} · `);
     return [[name, show(key, value)]];
   });
 }

@@ -6,7 +6,13 @@ const HEIGHT = 96;
 const COLORS = ["--c1", "--c2", "--c3", "--c4"];
 
 /** The learning rates of the run to come. */
-export function SchedulePreview({ config, schedule }: { config: Record<string, unknown>; schedule: Schedule & { known: boolean } }) {
+export function SchedulePreview({
+  config,
+  schedule,
+}: {
+  config: Record<string, unknown>;
+  schedule: Schedule & { known: boolean };
+}) {
   const rates = peaks(config);
   if (!rates.length) return null;
   const most = Math.max(...rates.map(({ rate }) => rate));
@@ -23,17 +29,26 @@ export function SchedulePreview({ config, schedule }: { config: Record<string, u
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={`Learning rate: ${words}`} className="schedule">
         <path d={`M0 ${HEIGHT - 1.5}H${WIDTH}`} stroke="var(--line-2)" />
         {rates.map(({ name, rate }, index) => (
-          <path key={name} d={line(rate)} fill="none" stroke={`var(${COLORS[index % COLORS.length]})`} strokeWidth="1.75" />
+          <path
+            key={name}
+            d={line(rate)}
+            fill="none"
+            stroke={`var(${COLORS[index % COLORS.length]})`}
+            strokeWidth="1.75"
+          />
         ))}
       </svg>
       <p className="legend">
         {rates.map(({ name, rate }, index) => (
           <span key={name}>
-            <i style={{ background: `var(${COLORS[index % COLORS.length]})` }} /> {name} <b className="num">{formatValue(rate)}</b>
+            <i style={{ background: `var(${COLORS[index % COLORS.length]})` }} /> {name}{" "}
+            <b className="num">{formatValue(rate)}</b>
           </span>
         ))}
       </p>
-      <p className="dim">{words}; at the end {formatValue(schedule.kind === "constant" ? 1 : schedule.floor)} of the peak.</p>
+      <p className="dim">
+        {words}; at the end {formatValue(schedule.kind === "constant" ? 1 : schedule.floor)} of the peak.
+      </p>
     </section>
   );
 }

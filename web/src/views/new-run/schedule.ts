@@ -32,5 +32,11 @@ export function scheduleOf(config: Record<string, unknown>, planned: number | nu
   const asked = [planned, config.max_steps, config.steps].find((value): value is number => typeof value === "number");
   const total = asked ?? 1000;
   const warmup = Math.min(Number(config.warmup_steps ?? 0), Math.floor(total / 10));
-  return { kind: String(config.schedule ?? "cosine"), floor: Number(config.lr_floor ?? 0), warmup, total, known: asked !== undefined };
+  return {
+    kind: String(config.schedule ?? "cosine"),
+    floor: Number(config.lr_floor ?? 0),
+    warmup,
+    total,
+    known: asked !== undefined,
+  };
 }

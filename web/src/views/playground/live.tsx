@@ -15,22 +15,32 @@ export function LiveText({ run }: { run: RunSummary }) {
   const [answers, setAnswers] = useState<SampleEvent[]>([]);
   const { data: samples } = useQuery({ ...samplesQuery(run.id, "playground"), enabled: run.kind === "caption" });
   const ask = useMutation({
-    mutationFn: (body: { prompt?: string; image?: string }) => send<{ event: SampleEvent }>("POST", `${runPath(run.id)}/sample?wait=30`, body),
+    mutationFn: (body: { prompt?: string; image?: string }) =>
+      send<{ event: SampleEvent }>("POST", `${runPath(run.id)}/sample?wait=30`, body),
     onSuccess: ({ event }) => setAnswers((held) => [event, ...held]),
     onError: sayError,
   });
   return (
     <div className="live-text">
       <p className="dim">
-        The weights of <Link href={`/runs/${encodeURIComponent(run.id)}`}>{run.id}</Link> as they are now ({run.status}, step {formatInteger(run.step)}).
+        The weights of <Link href={`/runs/${encodeURIComponent(run.id)}`}>{run.id}</Link> as they are now ({run.status},
+        step {formatInteger(run.step)}).
       </p>
       {run.kind === "caption" ? (
         <div className="row">
-          {(samples?.probes ?? []).flatMap((probe) => probe.image ?? []).map((image) => (
-            <button key={image} type="button" className="thumb" disabled={ask.isPending} onClick={() => ask.mutate({ image })}>
-              <img src={pictureUrl(run.id, image)} alt={`Caption ${image}`} width="96" height="96" />
-            </button>
-          ))}
+          {(samples?.probes ?? [])
+            .flatMap((probe) => probe.image ?? [])
+            .map((image) => (
+              <button
+                key={image}
+                type="button"
+                className="thumb"
+                disabled={ask.isPending}
+                onClick={() => ask.mutate({ image })}
+              >
+                <img src={pictureUrl(run.id, image)} alt={`Caption ${image}`} width="96" height="96" />
+              </button>
+            ))}
         </div>
       ) : (
         <form
@@ -40,7 +50,9 @@ export function LiveText({ run }: { run: RunSummary }) {
           }}
         >
           <Textarea label="Prompt" rows={3} value={prompt} onChange={(event) => setPrompt(event.currentTarget.value)} />
-          <Button type="submit" size="sm" mt={8} disabled={!prompt} loading={ask.isPending}>Try</Button>
+          <Button type="submit" size="sm" mt={8} disabled={!prompt} loading={ask.isPending}>
+            Try
+          </Button>
         </form>
       )}
       <ul className="answers" aria-live="polite" aria-label="Answers">
@@ -48,7 +60,10 @@ export function LiveText({ run }: { run: RunSummary }) {
           <li key={answer.seq} className="card">
             <span className="dim num">step {formatInteger(answer.step)}</span>
             {answer.image && <img src={pictureUrl(run.id, answer.image)} alt="" width="48" height="48" />}
-            <p><span className="prompt">{answer.prompt} </span>{answer.text}</p>
+            <p>
+              <span className="prompt">{answer.prompt} </span>
+              {answer.text}
+            </p>
           </li>
         ))}
       </ul>

@@ -41,7 +41,8 @@ export function Pictures({ model, health }: { model: string; health: Health | un
       const form = new FormData();
       if (typeof body === "string") form.set("url", body);
       else form.set("image", body, body instanceof File ? body.name : "picture.png");
-      for (const [name, value] of Object.entries({ model, num_beams: beams, max_length: longest, stream: true })) form.set(name, String(value));
+      for (const [name, value] of Object.entries({ model, num_beams: beams, max_length: longest, stream: true }))
+        form.set(name, String(value));
       try {
         const response = await request("/api/caption", { method: "POST", body: form, signal: controller.signal });
         const found: CaptionBeam[] = [];
@@ -50,7 +51,11 @@ export function Pictures({ model, health }: { model: string; health: Health | un
           else if (line.type === "caption") {
             found.push(line);
             setAnswer({ beams: [...found], note: "" });
-          } else if (line.type === "done") setAnswer({ beams: found.length ? found : (line.captions ?? []), note: `${line.width} × ${line.height}, ${formatDuration(line.seconds)}` });
+          } else if (line.type === "done")
+            setAnswer({
+              beams: found.length ? found : (line.captions ?? []),
+              note: `${line.width} × ${line.height}, ${formatDuration(line.seconds)}`,
+            });
           else if (line.type === "error") throw new Error(line.error.message);
         }
       } catch (error) {
@@ -64,7 +69,8 @@ export function Pictures({ model, health }: { model: string; health: Health | un
 
   const take = useCallback(
     (body: Blob | string): void => {
-      if (body instanceof Blob && limit && body.size > limit) return say(`This file has ${formatBytes(body.size)}; the server takes at most ${formatBytes(limit)}.`, true);
+      if (body instanceof Blob && limit && body.size > limit)
+        return say(`This file has ${formatBytes(body.size)}; the server takes at most ${formatBytes(limit)}.`, true);
       setAnswer(null);
       setPicture((held) => {
         if (held && typeof held.body !== "string") URL.revokeObjectURL(held.url);
@@ -92,7 +98,10 @@ export function Pictures({ model, health }: { model: string; health: Health | un
       <div className="card controls">
         <div
           className={`drop${over ? " over" : ""}`}
-          onDragOver={(event) => { event.preventDefault(); setOver(true); }}
+          onDragOver={(event) => {
+            event.preventDefault();
+            setOver(true);
+          }}
           onDragLeave={() => setOver(false)}
           onDrop={(event) => {
             event.preventDefault();
@@ -101,29 +110,79 @@ export function Pictures({ model, health }: { model: string; health: Health | un
             if (dropped) take(dropped);
           }}
         >
-          {picture?.url ? <img src={picture.url} alt="The picture to caption" /> : <p className="dim">Drop a picture here, or paste one.</p>}
+          {picture?.url ? (
+            <img src={picture.url} alt="The picture to caption" />
+          ) : (
+            <p className="dim">Drop a picture here, or paste one.</p>
+          )}
         </div>
-        <input ref={file} type="file" accept="image/*" hidden aria-label="Picture file" onChange={(event) => { const chosen = event.currentTarget.files?.[0]; if (chosen) take(chosen); event.currentTarget.value = ""; }} />
+        <input
+          ref={file}
+          type="file"
+          accept="image/*"
+          hidden
+          aria-label="Picture file"
+          onChange={(event) => {
+            const chosen = event.currentTarget.files?.[0];
+            if (chosen) take(chosen);
+            event.currentTarget.value = "";
+          }}
+        />
         <div className="row">
-          <Button size="sm" onClick={() => file.current?.click()}>Choose a file</Button>
-          <Button size="sm" variant="default" leftSection={<Icon name="camera" size={14} />} aria-pressed={camera} onClick={() => setCamera(!camera)}>Camera</Button>
-          <Button size="sm" variant="default" disabled={!picture || phase !== null} onClick={() => picture && void caption(picture.body)}>Again</Button>
-          <Button size="sm" variant="default" disabled={phase === null} onClick={() => abort.current?.abort()}>Stop</Button>
+          <Button size="sm" onClick={() => file.current?.click()}>
+            Choose a file
+          </Button>
+          <Button
+            size="sm"
+            variant="default"
+            leftSection={<Icon name="camera" size={14} />}
+            aria-pressed={camera}
+            onClick={() => setCamera(!camera)}
+          >
+            Camera
+          </Button>
+          <Button
+            size="sm"
+            variant="default"
+            disabled={!picture || phase !== null}
+            onClick={() => picture && void caption(picture.body)}
+          >
+            Again
+          </Button>
+          <Button size="sm" variant="default" disabled={phase === null} onClick={() => abort.current?.abort()}>
+            Stop
+          </Button>
         </div>
         {camera && <Webcam busy={phase !== null} onPicture={take} onClose={() => setCamera(false)} />}
         {health?.allow_urls && <UrlBox onUrl={take} />}
         <div className="setting">
-          <div className="spread"><span>Beams <span className="dim">1: greedy</span></span><b className="num">{beams}</b></div>
+          <div className="spread">
+            <span>
+              Beams <span className="dim">1: greedy</span>
+            </span>
+            <b className="num">{beams}</b>
+          </div>
           <Slider label={null} thumbLabel="Beams" min={1} max={8} value={beams} onChange={setBeams} />
         </div>
         <div className="setting">
-          <div className="spread"><span>Longest caption <span className="dim">tokens</span></span><b className="num">{longest}</b></div>
+          <div className="spread">
+            <span>
+              Longest caption <span className="dim">tokens</span>
+            </span>
+            <b className="num">{longest}</b>
+          </div>
           <Slider label={null} thumbLabel="Longest caption" min={4} max={80} value={longest} onChange={setLongest} />
         </div>
       </div>
       <section className="output-side" aria-label="Captions" aria-busy={phase !== null}>
-        <p role="status" className="dim num">{phase === null ? (answer?.note ?? "") : `${phase} …`}</p>
-        {!answer && phase === null && <p className="dim">The captions appear here, best first, each word underlined by how sure the model was of it.</p>}
+        <p role="status" className="dim num">
+          {phase === null ? (answer?.note ?? "") : `${phase} …`}
+        </p>
+        {!answer && phase === null && (
+          <p className="dim">
+            The captions appear here, best first, each word underlined by how sure the model was of it.
+          </p>
+        )}
         {answer && <Beams beams={answer.beams} />}
       </section>
     </div>
@@ -139,7 +198,12 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
         <li key={index} className="card">
           <p className={index === 0 ? "best" : ""}>
             {wordsOf(beam.tokens).map((word, place) => (
-              <span key={place} className="word" style={{ "--surprise": `${Math.round((1 - word.probability) * 100)}%` } as CSSProperties} title={`${formatPercent(word.probability, 1)} sure`}>
+              <span
+                key={place}
+                className="word"
+                style={{ "--surprise": `${Math.round((1 - word.probability) * 100)}%` } as CSSProperties}
+                title={`${formatPercent(word.probability, 1)} sure`}
+              >
                 {word.text}
                 <small className="num">{formatPercent(word.probability)}</small>
               </span>
@@ -147,7 +211,9 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
             {!beam.tokens.length && beam.text}
           </p>
           <div className="score num" title="log-probability, as the beam search ranks it">
-            <span className="bar"><i style={{ width: `${Math.exp((scores[index] as number) - best) * 100}%` }} /></span>
+            <span className="bar">
+              <i style={{ width: `${Math.exp((scores[index] as number) - best) * 100}%` }} />
+            </span>
             {formatValue(beam.score)}
           </div>
         </li>
@@ -159,9 +225,24 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
 function UrlBox({ onUrl }: { onUrl: (url: string) => void }) {
   const [url, setUrl] = useState("");
   return (
-    <form className="row" onSubmit={(event) => { event.preventDefault(); if (url) onUrl(url); }}>
-      <TextInput style={{ flex: 1 }} aria-label="Address of a picture" placeholder="https://…" type="url" value={url} onChange={(event) => setUrl(event.currentTarget.value)} />
-      <Button type="submit" variant="default" disabled={!url}>Fetch</Button>
+    <form
+      className="row"
+      onSubmit={(event) => {
+        event.preventDefault();
+        if (url) onUrl(url);
+      }}
+    >
+      <TextInput
+        style={{ flex: 1 }}
+        aria-label="Address of a picture"
+        placeholder="https://…"
+        type="url"
+        value={url}
+        onChange={(event) => setUrl(event.currentTarget.value)}
+      />
+      <Button type="submit" variant="default" disabled={!url}>
+        Fetch
+      </Button>
     </form>
   );
 }

@@ -21,7 +21,10 @@ export default function Playground() {
   if (!models.data) return <Waiting what="Looking for models …" />;
   const live = (listed?.runs ?? []).filter((run) => run.actions.includes("sample") && run.kind);
   const choices = [
-    { group: "Live weights of runs at work", items: live.map((run) => ({ value: `live:${run.id}`, label: `${run.id} · step ${formatCount(run.step)}` })) },
+    {
+      group: "Live weights of runs at work",
+      items: live.map((run) => ({ value: `live:${run.id}`, label: `${run.id} · step ${formatCount(run.step)}` })),
+    },
     { group: "Language models", items: models.data.models.filter((model) => model.kind === "text").map(option) },
     { group: "Captioners", items: models.data.models.filter((model) => model.kind === "caption").map(option) },
   ].filter((group) => group.items.length);
@@ -34,24 +37,41 @@ export default function Playground() {
       <div className="spread" style={{ marginBottom: 14 }}>
         <h1>Playground</h1>
         {choices.length > 0 && (
-          <Select className="model-choice" aria-label="Model" data={choices} value={entry || run ? asked : null} placeholder={asked ?? "Choose a model"} searchable onChange={(value) => value && setUrl({ model: value })} />
+          <Select
+            className="model-choice"
+            aria-label="Model"
+            data={choices}
+            value={entry || run ? asked : null}
+            placeholder={asked ?? "Choose a model"}
+            searchable
+            onChange={(value) => value && setUrl({ model: value })}
+          />
         )}
       </div>
       {!choices.length && !asked && (
         <div className="card empty">
           <h2>No model yet</h2>
           <p>A finished run, a checkpoint, or a run at work can be tried here.</p>
-          <p style={{ marginTop: 10 }}><Link href="/new">New run</Link></p>
+          <p style={{ marginTop: 10 }}>
+            <Link href="/new">New run</Link>
+          </p>
         </div>
       )}
       {asked && !kind && !run && listed && (
-        <div className="notice">The model <code>{asked}</code> is not there (any more). Choose another one.</div>
+        <div className="notice">
+          The model <code>{asked}</code> is not there (any more). Choose another one.
+        </div>
       )}
       {entry && (
         <p className="dim num about-model">
           {entry.parameters !== null && `${formatCount(entry.parameters)} parameters, `}
           {formatBytes(entry.bytes)}
-          {entry.run && <> · from <Link href={`/runs/${encodeURIComponent(entry.run)}`}>{entry.run}</Link></>}
+          {entry.run && (
+            <>
+              {" "}
+              · from <Link href={`/runs/${encodeURIComponent(entry.run)}`}>{entry.run}</Link>
+            </>
+          )}
           {entry.loaded && " · in memory"}
         </p>
       )}

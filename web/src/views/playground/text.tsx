@@ -60,11 +60,25 @@ export function Text({ model }: { model: string }) {
     setUrl({ prompt: text || null, ...toUrl(settings) });
     try {
       const { seed, ...rest } = settings;
-      const body = { model, prompt: text, ...rest, seed: seed === "" ? null : Number(seed), forced: forced.map((token) => token.id), alternatives: 8, stream: true };
-      const response = await request("/api/generate", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal: controller.signal });
+      const body = {
+        model,
+        prompt: text,
+        ...rest,
+        seed: seed === "" ? null : Number(seed),
+        forced: forced.map((token) => token.id),
+        alternatives: 8,
+        stream: true,
+      };
+      const response = await request("/api/generate", {
+        method: "POST",
+        body: JSON.stringify(body),
+        headers: { "Content-Type": "application/json" },
+        signal: controller.signal,
+      });
       for await (const line of lines<Line>(response)) {
         if (line.type === "token") update({ tokens: [...made.tokens, line] });
-        else if (line.type === "done") update({ note: `${line.finish}, ${formatValue(line.tokens_per_second)} tokens/s, seed ${line.seed}` });
+        else if (line.type === "done")
+          update({ note: `${line.finish}, ${formatValue(line.tokens_per_second)} tokens/s, seed ${line.seed}` });
         else if (line.type === "error") throw new Error(line.error.message);
       }
     } catch (error) {
@@ -93,14 +107,57 @@ export function Text({ model }: { model: string }) {
             if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void generate(prompt);
           }}
         />
-        <SettingSlider label="Temperature" help="0 takes the likeliest token" value={settings.temperature} min={0} max={2} step={0.05} onChange={(temperature) => setSettings({ ...settings, temperature })} />
-        <SettingSlider label="Top-p" help="the likeliest tokens that make up this share" value={settings.top_p} min={0.05} max={1} step={0.05} onChange={(top_p) => setSettings({ ...settings, top_p })} />
-        <SettingSlider label="Top-k" help="only the k likeliest; 0: all" value={settings.top_k} min={0} max={100} step={1} onChange={(top_k) => setSettings({ ...settings, top_k })} />
-        <SettingSlider label="Max tokens" help="" value={settings.max_tokens} min={1} max={400} step={1} onChange={(max_tokens) => setSettings({ ...settings, max_tokens })} />
-        <TextInput label="Seed" description="unset: another one each time" inputMode="numeric" pattern="[0-9]*" value={settings.seed} onChange={(event) => setSettings({ ...settings, seed: event.currentTarget.value.replace(/\D/g, "") })} />
+        <SettingSlider
+          label="Temperature"
+          help="0 takes the likeliest token"
+          value={settings.temperature}
+          min={0}
+          max={2}
+          step={0.05}
+          onChange={(temperature) => setSettings({ ...settings, temperature })}
+        />
+        <SettingSlider
+          label="Top-p"
+          help="the likeliest tokens that make up this share"
+          value={settings.top_p}
+          min={0.05}
+          max={1}
+          step={0.05}
+          onChange={(top_p) => setSettings({ ...settings, top_p })}
+        />
+        <SettingSlider
+          label="Top-k"
+          help="only the k likeliest; 0: all"
+          value={settings.top_k}
+          min={0}
+          max={100}
+          step={1}
+          onChange={(top_k) => setSettings({ ...settings, top_k })}
+        />
+        <SettingSlider
+          label="Max tokens"
+          help=""
+          value={settings.max_tokens}
+          min={1}
+          max={400}
+          step={1}
+          onChange={(max_tokens) => setSettings({ ...settings, max_tokens })}
+        />
+        <TextInput
+          label="Seed"
+          description="unset: another one each time"
+          inputMode="numeric"
+          pattern="[0-9]*"
+          value={settings.seed}
+          onChange={(event) => setSettings({ ...settings, seed: event.currentTarget.value.replace(/\D/g, "") })}
+        />
         <div className="row">
-          <Button type="submit" size="sm" disabled={busy}>Generate</Button>
-          <Button size="sm" variant="default" disabled={!busy} onClick={() => abort.current?.abort()}>Stop</Button>
+          <Button type="submit" size="sm" disabled={busy}>
+            Generate
+          </Button>
+          <Button size="sm" variant="default" disabled={!busy} onClick={() => abort.current?.abort()}>
+            Stop
+          </Button>
         </div>
       </form>
       <section className="output-side" aria-label="Text">
@@ -112,7 +169,10 @@ export function Text({ model }: { model: string }) {
               {busy && <span className="caret" aria-hidden="true" />}
             </>
           ) : (
-            <span className="dim">What the model says appears here, each token tinted by how unlikely it was. Choose a token to see what else it might have been, and branch from there.</span>
+            <span className="dim">
+              What the model says appears here, each token tinted by how unlikely it was. Choose a token to see what
+              else it might have been, and branch from there.
+            </span>
           )}
         </div>
         <div className="spread dim num">
@@ -122,11 +182,22 @@ export function Text({ model }: { model: string }) {
         {answer && chosen !== null && answer.tokens[chosen] && (
           <Alternatives
             token={answer.tokens[chosen]}
-            onBranch={busy ? null : (option) => void generate(answer.prompt, [...answer.tokens.slice(0, chosen), option])}
+            onBranch={
+              busy ? null : (option) => void generate(answer.prompt, [...answer.tokens.slice(0, chosen), option])
+            }
             onClose={() => setChosen(null)}
           />
         )}
-        {answers.length > 1 && <Earlier answers={answers} shown={shown} onShow={(key) => { setShown(key); setChosen(null); }} />}
+        {answers.length > 1 && (
+          <Earlier
+            answers={answers}
+            shown={shown}
+            onShow={(key) => {
+              setShown(key);
+              setChosen(null);
+            }}
+          />
+        )}
       </section>
     </div>
   );
@@ -136,7 +207,9 @@ function Legend() {
   return (
     <span className="tint-legend">
       {["certain", "", "", "", "1 in 1,000"].map((label, index) => (
-        <i key={index} style={{ "--surprise": `${index * 15.5}%` } as React.CSSProperties}>{label}</i>
+        <i key={index} style={{ "--surprise": `${index * 15.5}%` } as React.CSSProperties}>
+          {label}
+        </i>
       ))}
     </span>
   );
@@ -149,7 +222,12 @@ function Earlier({ answers, shown, onShow }: { answers: Answer[]; shown: number;
       <ul>
         {answers.map((answer) => (
           <li key={answer.key}>
-            <button type="button" className="linklike" aria-current={answer.key === shown} onClick={() => onShow(answer.key)}>
+            <button
+              type="button"
+              className="linklike"
+              aria-current={answer.key === shown}
+              onClick={() => onShow(answer.key)}
+            >
               {answer.forced > 0 && `branch at ${answer.forced}: `}
               {(answer.prompt + answer.tokens.map((token) => token.text).join("")).slice(0, 110) || "(nothing)"}
             </button>
@@ -174,7 +252,9 @@ function SettingSlider({ label, help, value, ...rest }: SettingProps) {
   return (
     <div className="setting">
       <div className="spread">
-        <span>{label} {help && <span className="dim">{help}</span>}</span>
+        <span>
+          {label} {help && <span className="dim">{help}</span>}
+        </span>
         <b className="num">{value}</b>
       </div>
       <Slider label={null} thumbLabel={label} value={value} {...rest} />
@@ -187,9 +267,20 @@ function fromUrl(url: URLSearchParams): Settings {
     const given = url.get(name);
     return given !== null && Number.isFinite(Number(given)) ? Number(given) : (DEFAULTS[name] as number);
   };
-  return { temperature: number("temperature"), top_k: number("top_k"), top_p: number("top_p"), max_tokens: number("max_tokens"), seed: url.get("seed") ?? "" };
+  return {
+    temperature: number("temperature"),
+    top_k: number("top_k"),
+    top_p: number("top_p"),
+    max_tokens: number("max_tokens"),
+    seed: url.get("seed") ?? "",
+  };
 }
 
 function toUrl(settings: Settings): Record<string, string | null> {
-  return Object.fromEntries(Object.entries(settings).map(([name, value]) => [name, value === DEFAULTS[name as keyof Settings] ? null : String(value)]));
+  return Object.fromEntries(
+    Object.entries(settings).map(([name, value]) => [
+      name,
+      value === DEFAULTS[name as keyof Settings] ? null : String(value),
+    ]),
+  );
 }

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState, type CSSProperties, type KeyboardEvent } from "react";
+import { Fragment, useEffect, useRef, useState, type CSSProperties, type KeyboardEvent } from "react";
 import type { Token } from "../../api/types";
 import { formatPercent, toNumber } from "../../format";
 
@@ -37,20 +37,27 @@ export function TokenText({ tokens, chosen, forced, onChoose }: Props) {
   return (
     <span className="tokens" onKeyDown={onKey}>
       {tokens.map((token, index) => (
-        <button
-          key={index}
-          ref={(element) => { spans.current[index] = element; }}
-          type="button"
-          tabIndex={index === focused ? 0 : -1}
-          className={`token${index < forced ? " forced" : ""}`}
-          style={tint(token)}
-          aria-pressed={index === chosen}
-          aria-label={`${token.text.trim() || "space"}, ${formatPercent(probability(token), 1)}`}
-          title={formatPercent(probability(token), 1)}
-          onClick={() => { setAt(index); onChoose(index === chosen ? null : index); }}
-        >
-          {token.text}
-        </button>
+        <Fragment key={index}>
+          <button
+            ref={(element) => {
+              spans.current[index] = element;
+            }}
+            type="button"
+            tabIndex={index === focused ? 0 : -1}
+            className={`token${index < forced ? " forced" : ""}`}
+            style={tint(token)}
+            aria-pressed={index === chosen}
+            aria-label={`${token.text.trim() || visible(token.text)}, ${formatPercent(probability(token), 1)}`}
+            title={formatPercent(probability(token), 1)}
+            onClick={() => {
+              setAt(index);
+              onChoose(index === chosen ? null : index);
+            }}
+          >
+            {standIn(token.text)}
+          </button>
+          {"\n".repeat(token.text.split("\n").length - 1)}
+        </Fragment>
       ))}
     </span>
   );
@@ -74,23 +81,40 @@ export function Alternatives({ token, onBranch, onClose }: AlternativesProps) {
   return (
     <div className="card alternatives" ref={box} role="group" aria-label={`Instead of “${token.text}”`}>
       <div className="spread">
-        <h3>Instead of <q>{visible(token.text)}</q></h3>
-        <button type="button" className="linklike" onClick={onClose}>close</button>
+        <h3>
+          Instead of <q>{visible(token.text)}</q>
+        </h3>
+        <button type="button" className="linklike" onClick={onClose}>
+          close
+        </button>
       </div>
       <ul>
-        {options.toSorted((a, b) => probability(b) - probability(a)).map((option) => (
-          <li key={option.id}>
-            <button type="button" disabled={!onBranch || option.id === token.id} onClick={() => onBranch?.({ ...option, alternatives: options })}>
-              <code>{visible(option.text)}</code>
-              <span className="bar"><i style={{ width: `${probability(option) * 100}%` }} /></span>
-              <span className="num">{formatPercent(probability(option), 1)}</span>
-              <span className="dim">{option.id === token.id ? "said" : onBranch ? "branch" : ""}</span>
-            </button>
-          </li>
-        ))}
+        {options
+          .toSorted((a, b) => probability(b) - probability(a))
+          .map((option) => (
+            <li key={option.id}>
+              <button
+                type="button"
+                disabled={!onBranch || option.id === token.id}
+                onClick={() => onBranch?.({ ...option, alternatives: options })}
+              >
+                <code>{visible(option.text)}</code>
+                <span className="bar">
+                  <i style={{ width: `${probability(option) * 100}%` }} />
+                </span>
+                <span className="num">{formatPercent(probability(option), 1)}</span>
+                <span className="dim">{option.id === token.id ? "said" : onBranch ? "branch" : ""}</span>
+              </button>
+            </li>
+          ))}
       </ul>
     </div>
   );
+}
+
+/** A token that shows nothing (part of a character, a line's end) still needs a place to be chosen at. */
+function standIn(text: string): string {
+  return text === "" ? "▫" : text.replaceAll("\n", "⏎");
 }
 
 /** Spaces and line ends made visible. */

@@ -53,9 +53,13 @@ export function Webcam({ busy, onPicture, onClose }: Props) {
     <div className="webcam">
       <video ref={video} autoPlay muted playsInline aria-label="Camera" onLoadedData={() => setReady(true)} />
       <div className="row">
-        <Button variant="default" disabled={!ready || busy} onClick={shoot}>Take a picture</Button>
+        <Button variant="default" disabled={!ready || busy} onClick={shoot}>
+          Take a picture
+        </Button>
         <Switch label="Again and again" checked={steady} onChange={(event) => setSteady(event.currentTarget.checked)} />
-        <Button variant="subtle" onClick={onClose}>Close</Button>
+        <Button variant="subtle" onClick={onClose}>
+          Close
+        </Button>
       </div>
     </div>
   );

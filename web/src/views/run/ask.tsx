@@ -18,7 +18,8 @@ export function Ask({ asked, pictures }: { asked: SampleEvent[]; pictures: strin
   const [all, setAll] = useState(false);
   const able = run.actions.includes("sample");
   const ask = useMutation({
-    mutationFn: (body: { prompt?: string; image?: string }) => send<{ event: RunEvent }>("POST", `${runPath(id)}/sample?wait=30`, body),
+    mutationFn: (body: { prompt?: string; image?: string }) =>
+      send<{ event: RunEvent }>("POST", `${runPath(id)}/sample?wait=30`, body),
     onError: sayError,
   });
   if (!able && !asked.length) return null;
@@ -28,7 +29,14 @@ export function Ask({ asked, pictures }: { asked: SampleEvent[]; pictures: strin
         <div className="row">
           <h3>Caption with the live weights</h3>
           {[...new Set(pictures)].map((image) => (
-            <button key={image} type="button" className="picture" disabled={ask.isPending} onClick={() => ask.mutate({ image })} aria-label={`Caption picture ${image}`}>
+            <button
+              key={image}
+              type="button"
+              className="picture"
+              disabled={ask.isPending}
+              onClick={() => ask.mutate({ image })}
+              aria-label={`Caption picture ${image}`}
+            >
               <img src={pictureUrl(id, image)} alt="" width="48" height="48" />
             </button>
           ))}
@@ -49,7 +57,9 @@ export function Ask({ asked, pictures }: { asked: SampleEvent[]; pictures: strin
             onChange={(event) => setPrompt(event.currentTarget.value)}
             placeholder="Once upon a time"
           />
-          <Button type="submit" disabled={!prompt} loading={ask.isPending}>Try</Button>
+          <Button type="submit" disabled={!prompt} loading={ask.isPending}>
+            Try
+          </Button>
         </form>
       )}
       {asked.length > 0 && (

@@ -43,8 +43,7 @@ export function Charts() {
   );
   const held = useHeldStep(cursor);
   if (series.error) return <Failure error={series.error} what="The curves cannot be read." />;
-  if (!specs.length)
-    return <Preparing />;
+  if (!specs.length) return <Preparing />;
   if (!book) return <Waiting what="Reading the curves …" />;
   const origin = book.x === "time" ? (detail.started ?? detail.created) : null;
   const toggleLog = (chart: string): void => {
@@ -80,10 +79,20 @@ export function Charts() {
             onChangeEnd={(value) => setUrl({ smooth: value === 0.6 ? null : String(value) })}
           />
         </div>
-        <Switch label="Log x" checked={logX} disabled={x === "time"} onChange={() => setUrl({ logx: logX ? null : "1" })} />
+        <Switch
+          label="Log x"
+          checked={logX}
+          disabled={x === "time"}
+          onChange={() => setUrl({ logx: logX ? null : "1" })}
+        />
         <div className="row end">
           {held !== null && (
-            <button type="button" className="held num" onClick={() => cursor.hold(null)} title="Let the cursor go (Esc)">
+            <button
+              type="button"
+              className="held num"
+              onClick={() => cursor.hold(null)}
+              title="Let the cursor go (Esc)"
+            >
               step {formatInteger(held)} held ×
             </button>
           )}
@@ -154,19 +163,42 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
       const sum = (of: (track: Track) => number): number => tracks.reduce((total, track) => total + of(track), 0);
       return { shown: sum((track) => track.pointsIn(window)), total: Math.round(sum((track) => track.rowsIn(window))) };
     };
-    return { content, points, subscribe: store.subscribe, stepAt: (x) => book.stepAt(x), xAt: (step) => book.xAt(step) };
+    return {
+      content,
+      points,
+      subscribe: store.subscribe,
+      stepAt: (x) => book.stepAt(x),
+      xAt: (step) => book.xAt(step),
+    };
   }, [spec, book, detail, store]);
   const legend = spec.lines.map(({ label, color }) => ({ label, color }));
-  return <Chart id={spec.id} title={spec.title} unit={spec.unit} legend={legend} model={model} cursor={cursor} xName={book.x} {...rest} />;
+  return (
+    <Chart
+      id={spec.id}
+      title={spec.title}
+      unit={spec.unit}
+      legend={legend}
+      model={model}
+      cursor={cursor}
+      xName={book.x}
+      {...rest}
+    />
+  );
 }
 
 /** Attempts and pauses on the current axis. */
-function interruptions(book: LineBook, detail: ReturnType<typeof useRun>["detail"]): Pick<PlotContent, "starts" | "pauses"> {
+function interruptions(
+  book: LineBook,
+  detail: ReturnType<typeof useRun>["detail"],
+): Pick<PlotContent, "starts" | "pauses"> {
   const time = book.x === "time";
   return {
     starts: detail.attempts
       .filter(({ attempt, first_step }) => attempt > 1 && Number.isFinite(first_step))
-      .map(({ attempt, started, first_step }) => ({ x: time ? started : book.xAt(first_step), label: `attempt ${attempt}` })),
+      .map(({ attempt, started, first_step }) => ({
+        x: time ? started : book.xAt(first_step),
+        label: `attempt ${attempt}`,
+      })),
     pauses: detail.pauses.map(({ from, to, step }) => {
       const x = time ? from : book.xAt(step);
       return { from: x, to: time ? (to ?? Date.now() / 1000) : x };
@@ -198,7 +230,9 @@ function useNames(store: RunStore, known: string[]): string[] {
 
 function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, window: Window) {
   const [epoch, setEpoch] = useState(0); // grows when so many live rows are held that a fresh base is cheaper
-  const names = specs.flatMap(({ lines }) => lines.map(({ table, key }) => (table === "validation" ? `validation/${key}` : key)));
+  const names = specs.flatMap(({ lines }) =>
+    lines.map(({ table, key }) => (table === "validation" ? `validation/${key}` : key)),
+  );
   const wanted = [...new Set(names)].sort().join(",");
   const whole = useQuery({
     queryKey: ["run", id, "series", wanted, store.key, store.skips, epoch],
@@ -255,7 +289,8 @@ function useWindow(url: URLSearchParams, setUrl: ReturnType<typeof useUrl>[1]): 
   });
   const settled = useSettled(window, 400);
   useEffect(() => {
-    const name = (value: number | undefined): string | null => (value === undefined ? null : String(Number(value.toPrecision(12))));
+    const name = (value: number | undefined): string | null =>
+      value === undefined ? null : String(Number(value.toPrecision(12)));
     setUrl({ from: name(settled?.[0]), to: name(settled?.[1]) });
   }, [settled, setUrl]);
   const set = useCallback((next: Window) => setWindow(next), []);

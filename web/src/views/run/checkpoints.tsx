@@ -23,7 +23,8 @@ export function Checkpoints() {
   if (error) return <Failure error={error} what="The checkpoints cannot be read." />;
   if (!data) return <Waiting what="Reading the checkpoints …" />;
   const metrics = [...new Set(data.flatMap((checkpoint) => Object.keys(checkpoint.metrics)))];
-  const toggle = (name: string): void => setChosen(chosen.includes(name) ? chosen.filter((other) => other !== name) : [...chosen, name].slice(-2));
+  const toggle = (name: string): void =>
+    setChosen(chosen.includes(name) ? chosen.filter((other) => other !== name) : [...chosen, name].slice(-2));
   const total = data.reduce((sum, checkpoint) => sum + checkpoint.bytes, 0);
   const play = (checkpoint: Checkpoint): void => navigate(`/playground?model=${encodeURIComponent(checkpoint.model)}`);
   return (
@@ -32,7 +33,12 @@ export function Checkpoints() {
         <span className="dim num">
           {data.length === 1 ? "1 resumable state" : `${data.length} resumable states`}, {formatBytes(total)}
         </span>
-        <Button variant="default" disabled={!run.actions.includes("checkpoint")} leftSection={<Icon name="save" size={14} />} onClick={() => act.mutate({ action: "checkpoint" }, { onError: sayError })}>
+        <Button
+          variant="default"
+          disabled={!run.actions.includes("checkpoint")}
+          leftSection={<Icon name="save" size={14} />}
+          onClick={() => act.mutate({ action: "checkpoint" }, { onError: sayError })}
+        >
           Checkpoint now
         </Button>
       </div>
@@ -47,7 +53,11 @@ export function Checkpoints() {
                 <th aria-label="Choose for comparing" />
                 <th className="right">Step</th>
                 <th>Kept as</th>
-                {metrics.map((metric) => <th key={metric} className="right">{metricName(metric)}</th>)}
+                {metrics.map((metric) => (
+                  <th key={metric} className="right">
+                    {metricName(metric)}
+                  </th>
+                ))}
                 <th className="right">Size</th>
                 <th className="wide-only">SHA-256</th>
                 <th className="wide-only">Saved</th>
@@ -57,27 +67,62 @@ export function Checkpoints() {
             <tbody>
               {data.toReversed().map((checkpoint) => (
                 <tr key={checkpoint.name}>
-                  <td><Checkbox aria-label={`Choose ${checkpoint.name} for comparing`} checked={chosen.includes(checkpoint.name)} onChange={() => toggle(checkpoint.name)} /></td>
+                  <td>
+                    <Checkbox
+                      aria-label={`Choose ${checkpoint.name} for comparing`}
+                      checked={chosen.includes(checkpoint.name)}
+                      onChange={() => toggle(checkpoint.name)}
+                    />
+                  </td>
                   <td className="right">
-                    <button type="button" className="linklike num" title="Move the cursor there" onClick={() => cursor.hold(checkpoint.step)}>
+                    <button
+                      type="button"
+                      className="linklike num"
+                      title="Move the cursor there"
+                      onClick={() => cursor.hold(checkpoint.step)}
+                    >
                       {formatInteger(checkpoint.step)}
                     </button>
                   </td>
                   <td>
                     <span className="row">
-                      {checkpoint.best && <span className="pill completed"><i />best</span>}
-                      {checkpoint.latest && <span className="pill"><i />latest</span>}
+                      {checkpoint.best && (
+                        <span className="pill completed">
+                          <i />
+                          best
+                        </span>
+                      )}
+                      {checkpoint.latest && (
+                        <span className="pill">
+                          <i />
+                          latest
+                        </span>
+                      )}
                     </span>
                   </td>
-                  {metrics.map((metric) => <td key={metric} className="right">{formatValue(checkpoint.metrics[metric])}</td>)}
+                  {metrics.map((metric) => (
+                    <td key={metric} className="right">
+                      {formatValue(checkpoint.metrics[metric])}
+                    </td>
+                  ))}
                   <td className="right">{formatBytes(checkpoint.bytes)}</td>
-                  <td className="wide-only"><code title={checkpoint.sha256 ?? undefined}>{checkpoint.sha256?.slice(0, 12) ?? "–"}</code></td>
-                  <td className="wide-only" title={formatTime(checkpoint.time)}>{formatAgo(checkpoint.time)}</td>
+                  <td className="wide-only">
+                    <code title={checkpoint.sha256 ?? undefined}>{checkpoint.sha256?.slice(0, 12) ?? "–"}</code>
+                  </td>
+                  <td className="wide-only" title={formatTime(checkpoint.time)}>
+                    {formatAgo(checkpoint.time)}
+                  </td>
                   <td>
                     <span className="row" style={{ justifyContent: "flex-end", flexWrap: "nowrap" }}>
-                      <Button variant="default" onClick={() => play(checkpoint)}>Playground</Button>
+                      <Button variant="default" onClick={() => play(checkpoint)}>
+                        Playground
+                      </Button>
                       <Menu position="bottom-end" width={180}>
-                        <Menu.Target><ActionIcon aria-label={`More for ${checkpoint.name}`}><Icon name="more" /></ActionIcon></Menu.Target>
+                        <Menu.Target>
+                          <ActionIcon aria-label={`More for ${checkpoint.name}`}>
+                            <Icon name="more" />
+                          </ActionIcon>
+                        </Menu.Target>
                         <Menu.Dropdown>
                           <Menu.Item
                             disabled={!run.actions.includes("resume") || run.status === "paused"}
@@ -85,7 +130,9 @@ export function Checkpoints() {
                           >
                             Resume from here
                           </Menu.Item>
-                          <Menu.Item color="var(--bad)" onClick={() => setDoomed(checkpoint)}>Delete ({formatBytes(checkpoint.bytes)})</Menu.Item>
+                          <Menu.Item color="var(--bad)" onClick={() => setDoomed(checkpoint)}>
+                            Delete ({formatBytes(checkpoint.bytes)})
+                          </Menu.Item>
                         </Menu.Dropdown>
                       </Menu>
                     </span>
@@ -96,8 +143,17 @@ export function Checkpoints() {
           </table>
         </div>
       )}
-      <Comparison checkpoints={chosen.flatMap((name) => data.find((checkpoint) => checkpoint.name === name) ?? [])} metrics={metrics} />
-      {origin && <ResumeFrom checkpoint={origin} later={data.filter((other) => other.step > origin.step)} onClose={() => setOrigin(null)} />}
+      <Comparison
+        checkpoints={chosen.flatMap((name) => data.find((checkpoint) => checkpoint.name === name) ?? [])}
+        metrics={metrics}
+      />
+      {origin && (
+        <ResumeFrom
+          checkpoint={origin}
+          later={data.filter((other) => other.step > origin.step)}
+          onClose={() => setOrigin(null)}
+        />
+      )}
       {doomed && <DeleteCheckpoint checkpoint={doomed} onClose={() => setDoomed(null)} />}
     </div>
   );
@@ -127,7 +183,9 @@ function Comparison({ checkpoints, metrics }: { checkpoints: Checkpoint[]; metri
                 <td>{metricName(metric)}</td>
                 <td className="right">{formatValue(a)}</td>
                 <td className="right">{formatValue(b)}</td>
-                <td className="right">{difference === null ? "–" : `${difference > 0 ? "+" : ""}${formatValue(difference)}`}</td>
+                <td className="right">
+                  {difference === null ? "–" : `${difference > 0 ? "+" : ""}${formatValue(difference)}`}
+                </td>
               </tr>
             );
           })}
@@ -138,27 +196,50 @@ function Comparison({ checkpoints, metrics }: { checkpoints: Checkpoint[]; metri
 }
 
 /** Going on from an earlier state gives up the later ones: said first. */
-function ResumeFrom({ checkpoint, later, onClose }: { checkpoint: Checkpoint; later: Checkpoint[]; onClose: () => void }) {
+function ResumeFrom({
+  checkpoint,
+  later,
+  onClose,
+}: {
+  checkpoint: Checkpoint;
+  later: Checkpoint[];
+  onClose: () => void;
+}) {
   const { id } = useRun();
   const act = useRunAction(id);
   const resume = (): void =>
     act.mutate(
       { action: "resume", body: { checkpoint: checkpoint.name, discard_later: later.length > 0 } },
-      { onError: sayError, onSuccess: () => say(`Resuming from step ${formatInteger(checkpoint.step)}.`), onSettled: onClose },
+      {
+        onError: sayError,
+        onSuccess: () => say(`Resuming from step ${formatInteger(checkpoint.step)}.`),
+        onSettled: onClose,
+      },
     );
   return (
-    <Modal opened onClose={onClose} title={`Resume from step ${formatInteger(checkpoint.step)}?`} closeButtonProps={{ "aria-label": "Close" }}>
+    <Modal
+      opened
+      onClose={onClose}
+      title={`Resume from step ${formatInteger(checkpoint.step)}?`}
+      closeButtonProps={{ "aria-label": "Close" }}
+    >
       {later.length === 0 ? (
         <p>The run goes on exactly from this state.</p>
       ) : (
         <p>
-          The run goes on exactly from this state. Its {later.length === 1 ? "later checkpoint is" : `${later.length} later checkpoints are`} deleted:{" "}
-          <strong>{formatBytes(later.reduce((sum, other) => sum + other.bytes, 0))}</strong>. The log and the curves keep what happened.
+          The run goes on exactly from this state. Its{" "}
+          {later.length === 1 ? "later checkpoint is" : `${later.length} later checkpoints are`} deleted:{" "}
+          <strong>{formatBytes(later.reduce((sum, other) => sum + other.bytes, 0))}</strong>. The log and the curves
+          keep what happened.
         </p>
       )}
       <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose}>Cancel</Button>
-        <Button loading={act.isPending} onClick={resume} data-autofocus>Resume</Button>
+        <Button variant="default" onClick={onClose}>
+          Cancel
+        </Button>
+        <Button loading={act.isPending} onClick={resume} data-autofocus>
+          Resume
+        </Button>
       </div>
     </Modal>
   );
@@ -168,7 +249,8 @@ function DeleteCheckpoint({ checkpoint, onClose }: { checkpoint: Checkpoint; onC
   const { id } = useRun();
   const client = useQueryClient();
   const remove = useMutation({
-    mutationFn: () => send<{ bytes: number }>("DELETE", `${runPath(id)}/checkpoints/${encodeURIComponent(checkpoint.name)}`),
+    mutationFn: () =>
+      send<{ bytes: number }>("DELETE", `${runPath(id)}/checkpoints/${encodeURIComponent(checkpoint.name)}`),
     onSuccess: ({ bytes }) => say(`Deleted ${checkpoint.name}: ${formatBytes(bytes)} freed.`),
     onError: sayError,
     onSettled: () => {
@@ -179,13 +261,18 @@ function DeleteCheckpoint({ checkpoint, onClose }: { checkpoint: Checkpoint; onC
   return (
     <Modal opened onClose={onClose} title={`Delete ${checkpoint.name}?`} closeButtonProps={{ "aria-label": "Close" }}>
       <p>
-        The state of step {formatInteger(checkpoint.step)} goes for good: <strong>{formatBytes(checkpoint.bytes)}</strong>.
+        The state of step {formatInteger(checkpoint.step)} goes for good:{" "}
+        <strong>{formatBytes(checkpoint.bytes)}</strong>.
         {checkpoint.latest && " It is the latest: resuming would begin further back."}
         {checkpoint.best && " It is the best one."}
       </p>
       <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose} data-autofocus>Keep it</Button>
-        <Button color="red.8" loading={remove.isPending} onClick={() => remove.mutate()}>Delete</Button>
+        <Button variant="default" onClick={onClose} data-autofocus>
+          Keep it
+        </Button>
+        <Button color="red.8" loading={remove.isPending} onClick={() => remove.mutate()}>
+          Delete
+        </Button>
       </div>
     </Modal>
   );

@@ -88,7 +88,16 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
 declare global {
   interface Window {
     /** For the console and for tests: what the page holds of the run that is open. */
-    limner?: { run: string; held: () => { ranges: [number, number][]; count: number; duplicates: number; cuts: number; connection: Connection } };
+    limner?: {
+      run: string;
+      held: () => {
+        ranges: [number, number][];
+        count: number;
+        duplicates: number;
+        cuts: number;
+        connection: Connection;
+      };
+    };
   }
 }
 

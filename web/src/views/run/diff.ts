@@ -26,7 +26,10 @@ export function diffWords(before: string, after: string): Piece[] {
     if (i < a.length && j < b.length && a[i] === b[j]) {
       put(a[i++] as string, "same");
       j++;
-    } else if (i < a.length && (j === b.length || (length[(i + 1) * width + j] as number) >= (length[i * width + j + 1] as number)))
+    } else if (
+      i < a.length &&
+      (j === b.length || (length[(i + 1) * width + j] as number) >= (length[i * width + j + 1] as number))
+    )
       put(a[i++] as string, "removed");
     else put(b[j++] as string, "added");
   }

@@ -5,7 +5,15 @@ import { Link, useLocation } from "wouter";
 import { get, runPath } from "../../api/client";
 import { usePatchRun, useRunAction } from "../../api/queries";
 import type { Action, RunSummary } from "../../api/types";
-import { formatBytes, formatDuration, formatInteger, formatRange, formatValue, metricName, toNumber } from "../../format";
+import {
+  formatBytes,
+  formatDuration,
+  formatInteger,
+  formatRange,
+  formatValue,
+  metricName,
+  toNumber,
+} from "../../format";
 import type { Connection } from "../../live/feed";
 import { Icon, type IconName } from "../../ui/icons";
 import { useKeys } from "../../ui/keys";
@@ -24,7 +32,11 @@ export function RunHeader() {
           <h1>{run.id}</h1>
           <StatusPill run={run} />
           <ConnectionState run={run} />
-          {detail.tags.map((tag) => <span className="tag" key={tag}>{tag}</span>)}
+          {detail.tags.map((tag) => (
+            <span className="tag" key={tag}>
+              {tag}
+            </span>
+          ))}
         </div>
         <Actions run={run} />
       </div>
@@ -70,7 +82,10 @@ function Actions({ run }: { run: RunSummary }) {
   const can = (action: Action): boolean => run.actions.includes(action);
   const ask = (action: Exclude<Action, "delete">): void => {
     setKilling(false);
-    act.mutate({ action }, { onError: sayError, onSuccess: () => action === "checkpoint" && say("Checkpoint asked for.") });
+    act.mutate(
+      { action },
+      { onError: sayError, onSuccess: () => action === "checkpoint" && say("Checkpoint asked for.") },
+    );
   };
   useKeys({
     p: can("pause") ? () => ask("pause") : can("resume") ? () => ask("resume") : undefined,
@@ -93,13 +108,23 @@ function Actions({ run }: { run: RunSummary }) {
         </Tooltip>
       ))}
       <MoreMenu run={run} />
-      <Modal opened={killing} onClose={() => setKilling(false)} title={`Kill ${id}?`} closeButtonProps={{ "aria-label": "Close" }}>
+      <Modal
+        opened={killing}
+        onClose={() => setKilling(false)}
+        title={`Kill ${id}?`}
+        closeButtonProps={{ "aria-label": "Close" }}
+      >
         <p>
-          The process ends at once (SIGKILL). Steps since the last checkpoint are computed again when you resume. “Stop and save” loses nothing.
+          The process ends at once (SIGKILL). Steps since the last checkpoint are computed again when you resume. “Stop
+          and save” loses nothing.
         </p>
         <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-          <Button variant="default" onClick={() => setKilling(false)} data-autofocus>Let it run</Button>
-          <Button color="red.8" onClick={() => ask("kill")}>Kill</Button>
+          <Button variant="default" onClick={() => setKilling(false)} data-autofocus>
+            Let it run
+          </Button>
+          <Button color="red.8" onClick={() => ask("kill")}>
+            Kill
+          </Button>
         </div>
       </Modal>
     </div>
@@ -116,21 +141,41 @@ function MoreMenu({ run }: { run: RunSummary }) {
     <>
       <Menu position="bottom-end" width={200}>
         <Menu.Target>
-          <ActionIcon variant="default" size={30} aria-label="More"><Icon name="more" /></ActionIcon>
+          <ActionIcon variant="default" size={30} aria-label="More">
+            <Icon name="more" />
+          </ActionIcon>
         </Menu.Target>
         <Menu.Dropdown>
-          <Menu.Item onClick={() => navigate(`/playground?model=${encodeURIComponent(ACTIVE.has(run.status) ? `live:${run.id}` : `run:${run.id}`)}`)}>Playground</Menu.Item>
+          <Menu.Item
+            onClick={() =>
+              navigate(
+                `/playground?model=${encodeURIComponent(ACTIVE.has(run.status) ? `live:${run.id}` : `run:${run.id}`)}`,
+              )
+            }
+          >
+            Playground
+          </Menu.Item>
           <Menu.Item onClick={() => navigate(`/new?from=${name}`)}>New run like this</Menu.Item>
-          <Menu.Item onClick={() => patch.mutate({ id: run.id, pinned: !detail.pinned }, { onError: sayError })}>{detail.pinned ? "Unpin" : "Pin"}</Menu.Item>
+          <Menu.Item onClick={() => patch.mutate({ id: run.id, pinned: !detail.pinned }, { onError: sayError })}>
+            {detail.pinned ? "Unpin" : "Pin"}
+          </Menu.Item>
           <Menu.Item onClick={() => setDialog("labels")}>Tags and note</Menu.Item>
-          <Menu.Item onClick={() => void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)}>Copy as command</Menu.Item>
+          <Menu.Item
+            onClick={() =>
+              void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)
+            }
+          >
+            Copy as command
+          </Menu.Item>
           <Menu.Item color="var(--bad)" disabled={!run.actions.includes("delete")} onClick={() => setDialog("delete")}>
             Delete ({formatBytes(detail.bytes)})
           </Menu.Item>
         </Menu.Dropdown>
       </Menu>
       {dialog === "labels" && <LabelsDialog run={detail} onClose={() => setDialog(null)} />}
-      {dialog === "delete" && <DeleteDialog run={run} onClose={() => setDialog(null)} onDeleted={() => navigate("/")} />}
+      {dialog === "delete" && (
+        <DeleteDialog run={run} onClose={() => setDialog(null)} onDeleted={() => navigate("/")} />
+      )}
     </>
   );
 }
@@ -147,20 +192,46 @@ function Progress({ run }: { run: RunSummary }) {
   const perEpoch = Number(detail.start?.steps_per_epoch ?? 0);
   const epochs = run.epochs ?? (perEpoch && total ? total / perEpoch : null);
   const share = total ? Math.min(1, step / total) : 0;
-  const ticks = perEpoch && total && total / perEpoch < 60 ? Array.from({ length: Math.ceil(total / perEpoch) - 1 }, (_, i) => ((i + 1) * perEpoch) / total) : [];
+  const ticks =
+    perEpoch && total && total / perEpoch < 60
+      ? Array.from({ length: Math.ceil(total / perEpoch) - 1 }, (_, i) => ((i + 1) * perEpoch) / total)
+      : [];
   const facts: [string, string][] = [
     ["step", `${formatInteger(step)}${total ? ` of ${formatInteger(total)}` : ""}`],
-    ...(epoch === null ? [] : [["epoch", `${epoch.toFixed(epoch < 100 ? 2 : 0)}${epochs ? ` of ${Number(epochs.toFixed(2))}` : ""}`] as [string, string]]),
+    ...(epoch === null
+      ? []
+      : [
+          ["epoch", `${epoch.toFixed(epoch < 100 ? 2 : 0)}${epochs ? ` of ${Number(epochs.toFixed(2))}` : ""}`] as [
+            string,
+            string,
+          ],
+        ]),
     ...(rate === null || !run.unit ? [] : [[`${run.unit}/s`, formatValue(rate)] as [string, string]]),
     ["elapsed", formatDuration(run.elapsed)],
     ...(ACTIVE.has(run.status) && run.eta ? [["to go", formatRange(run.eta)] as [string, string]] : []),
-    ...(run.best ? [[`best ${metricName(run.best.metric)}`, `${formatValue(run.best.value)} at step ${formatInteger(run.best.step)}`] as [string, string]] : []),
+    ...(run.best
+      ? [
+          [
+            `best ${metricName(run.best.metric)}`,
+            `${formatValue(run.best.value)} at step ${formatInteger(run.best.step)}`,
+          ] as [string, string],
+        ]
+      : []),
   ];
   return (
     <>
-      <div className={`epochs ${run.status}`} role="progressbar" aria-label="Steps done" aria-valuemin={0} aria-valuemax={100} aria-valuenow={Math.round(share * 100)}>
+      <div
+        className={`epochs ${run.status}`}
+        role="progressbar"
+        aria-label="Steps done"
+        aria-valuemin={0}
+        aria-valuemax={100}
+        aria-valuenow={Math.round(share * 100)}
+      >
         <i style={{ width: `${share * 100}%` }} />
-        {ticks.map((at) => <b key={at} style={{ left: `${at * 100}%` }} />)}
+        {ticks.map((at) => (
+          <b key={at} style={{ left: `${at * 100}%` }} />
+        ))}
       </div>
       <dl className="vitals">
         {facts.map(([name, value]) => (
@@ -188,11 +259,16 @@ function Trouble({ run }: { run: RunSummary }) {
       <div className="spread">
         <span>
           <strong>{run.status === "crashed" ? "The run crashed" : "The run failed"}</strong>
-          {run.detail && `: ${run.detail}`}. {run.resumable ? "Resume goes on from the last checkpoint." : "There is no checkpoint to resume from."}
+          {run.detail && `: ${run.detail}`}.{" "}
+          {run.resumable ? "Resume goes on from the last checkpoint." : "There is no checkpoint to resume from."}
         </span>
         <Link href={`/runs/${encodeURIComponent(run.id)}/log`}>whole log</Link>
       </div>
-      {data && data.lines.length > 0 && <pre className="tail" tabIndex={0} aria-label="The log's last lines">{data.lines.join("\n")}</pre>}
+      {data && data.lines.length > 0 && (
+        <pre className="tail" tabIndex={0} aria-label="The log's last lines">
+          {data.lines.join("\n")}
+        </pre>
+      )}
     </div>
   );
 }

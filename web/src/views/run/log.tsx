@@ -23,7 +23,12 @@ export function LogView() {
         <ol className="journal">
           {journal.map((event) => (
             <li key={event.seq} className={event.type}>
-              <button type="button" className="linklike num" title={`${formatTime(event.time)}: move the cursor there`} onClick={() => cursor.hold(event.step)}>
+              <button
+                type="button"
+                className="linklike num"
+                title={`${formatTime(event.time)}: move the cursor there`}
+                onClick={() => cursor.hold(event.step)}
+              >
                 {formatInteger(event.step)}
               </button>
               <span className="kind">{event.type}</span>
@@ -48,7 +53,9 @@ function describe(event: RunEvent): string {
     case "start":
       return `attempt ${event.attempt}${event.resumed_from ? `, from step ${formatInteger(Number(event.resumed_from))}` : ""} on ${event.device ?? "?"}`;
     case "checkpoint":
-      return `${String(event.path ?? "").split("/").pop()}${event.best ? ", the best so far" : ""}`;
+      return `${String(event.path ?? "")
+        .split("/")
+        .pop()}${event.best ? ", the best so far" : ""}`;
     case "complete":
       return String(event.reason ?? "");
     case "note":
@@ -67,7 +74,10 @@ function Evidence({ event }: { event: RunEvent }) {
   if (!examples.length && !norms.length) return null;
   return (
     <details>
-      <summary>{examples.length > 0 ? `${examples.length} examples` : ""}{norms.length > 0 && `, ${norms.length} layers`}</summary>
+      <summary>
+        {examples.length > 0 ? `${examples.length} examples` : ""}
+        {norms.length > 0 && `, ${norms.length} layers`}
+      </summary>
       {examples.length > 0 && <p>{examples.join("; ")}</p>}
       <Facts items={norms.map(([name, norm]) => [name, formatValue(norm)])} />
     </details>
@@ -88,8 +98,16 @@ function NoteForm() {
         if (text) act.mutate({ action: "note", body: { text } }, { onSuccess: () => setText(""), onError: sayError });
       }}
     >
-      <TextInput aria-label="Remark" placeholder="A remark for the log" style={{ flex: 1 }} value={text} onChange={(event) => setText(event.currentTarget.value)} />
-      <Button type="submit" variant="default" disabled={!text} loading={act.isPending}>Add</Button>
+      <TextInput
+        aria-label="Remark"
+        placeholder="A remark for the log"
+        style={{ flex: 1 }}
+        value={text}
+        onChange={(event) => setText(event.currentTarget.value)}
+      />
+      <Button type="submit" variant="default" disabled={!text} loading={act.isPending}>
+        Add
+      </Button>
     </form>
   );
 }

@@ -11,7 +11,8 @@ export function Preparing() {
   useStoreTicks(store, 250);
   const { data } = useQuery({
     queryKey: ["run", id, "progress", store.key],
-    queryFn: ({ signal }) => get<{ events: RunEvent[] }>(`${runPath(id)}/events?types=progress&newest=true&limit=1`, signal),
+    queryFn: ({ signal }) =>
+      get<{ events: RunEvent[] }>(`${runPath(id)}/events?types=progress&newest=true&limit=1`, signal),
   });
   const progress = store.progress ?? data?.events.at(-1);
   if (run.status === "queued") return <p className="empty">This run waits for its turn.</p>;

@@ -23,7 +23,10 @@ export function SamplesAtCursor() {
       </header>
       <ul>
         {data.rows.slice(0, FEW).map((row) => {
-          const at = stepBefore([...row.at.keys()].sort((a, b) => a - b), asked);
+          const at = stepBefore(
+            [...row.at.keys()].sort((a, b) => a - b),
+            asked,
+          );
           const sample = at === null ? undefined : row.at.get(at);
           return (
             <li key={row.probe}>

@@ -67,7 +67,11 @@ export function Samples() {
               label={(index) => `step ${formatInteger(steps[index] ?? 0)}`}
             />
             <span className="num at">step {step === null ? "–" : formatInteger(step)}</span>
-            <Switch label="Difference from the step before" checked={difference} onChange={() => setUrl({ diff: difference ? null : "1" })} />
+            <Switch
+              label="Difference from the step before"
+              checked={difference}
+              onChange={() => setUrl({ diff: difference ? null : "1" })}
+            />
           </div>
           <Matrix rows={data.rows} steps={steps} step={step} difference={difference} />
         </>
@@ -109,8 +113,18 @@ function Matrix({ rows, steps, step, difference }: MatrixProps) {
           <tr>
             <th scope="col">Probe</th>
             {shown.map((column) => (
-              <th key={column} scope="col" ref={column === step ? chosen : undefined} className={column === step ? "chosen" : undefined}>
-                <button type="button" className="num" aria-pressed={column === step} onClick={() => cursor.hold(column)}>
+              <th
+                key={column}
+                scope="col"
+                ref={column === step ? chosen : undefined}
+                className={column === step ? "chosen" : undefined}
+              >
+                <button
+                  type="button"
+                  className="num"
+                  aria-pressed={column === step}
+                  onClick={() => cursor.hold(column)}
+                >
                   {formatInteger(column)}
                 </button>
               </th>
@@ -121,10 +135,19 @@ function Matrix({ rows, steps, step, difference }: MatrixProps) {
           {rows.map((row) => (
             <tr key={row.probe}>
               <th scope="row">
-                {row.image && <img src={pictureUrl(id, row.image)} alt={row.references[0] ?? row.probe} width="112" loading="lazy" />}
+                {row.image && (
+                  <img
+                    src={pictureUrl(id, row.image)}
+                    alt={row.references[0] ?? row.probe}
+                    width="112"
+                    loading="lazy"
+                  />
+                )}
                 {row.prompt && <span className="prompt">{row.prompt}</span>}
                 {row.references.map((reference) => (
-                  <span className="reference" key={reference}>{reference}</span>
+                  <span className="reference" key={reference}>
+                    {reference}
+                  </span>
                 ))}
               </th>
               {shown.map((column) => (
@@ -154,7 +177,11 @@ function Cell({ sample, before: earlier }: { sample: SampleEvent | undefined; be
       {diffWords(earlier.text ?? "", text).map((piece, index) => {
         const key = `${index}${piece.change}`;
         const Tag = ({ added: "ins", removed: "del", same: "span" } as const)[piece.change];
-        return <Fragment key={key}><Tag>{piece.text}</Tag> </Fragment>;
+        return (
+          <Fragment key={key}>
+            <Tag>{piece.text}</Tag>{" "}
+          </Fragment>
+        );
       })}
     </>
   );

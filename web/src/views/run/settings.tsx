@@ -16,11 +16,22 @@ export function Settings() {
         <div className="spread">
           <h2>Command</h2>
           <div className="row">
-            <Button variant="default" onClick={() => void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)}>Copy</Button>
-            <Button variant="default" component={Link} href={`/new?from=${encodeURIComponent(detail.id)}`}>New run like this</Button>
+            <Button
+              variant="default"
+              onClick={() =>
+                void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)
+              }
+            >
+              Copy
+            </Button>
+            <Button variant="default" component={Link} href={`/new?from=${encodeURIComponent(detail.id)}`}>
+              New run like this
+            </Button>
           </div>
         </div>
-        <pre className="command" tabIndex={0}>{detail.command ?? "not known"}</pre>
+        <pre className="command" tabIndex={0}>
+          {detail.command ?? "not known"}
+        </pre>
       </section>
       <section className="card" aria-label="Settings">
         <h2>Settings</h2>

@@ -13,7 +13,10 @@ export function useJournal(limit: number): RunEvent[] {
   const { data } = useQuery({
     queryKey: ["run", id, "journal", limit, store.key, store.skips],
     queryFn: ({ signal }) =>
-      get<{ events: RunEvent[]; last_seq: number }>(`${runPath(id)}/events?types=${TYPES}&newest=true&limit=${limit}`, signal),
+      get<{ events: RunEvent[]; last_seq: number }>(
+        `${runPath(id)}/events?types=${TYPES}&newest=true&limit=${limit}`,
+        signal,
+      ),
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
   });
@@ -39,7 +42,8 @@ export function Warnings() {
       )}
       {newest && (
         <div className="notice">
-          <strong>{warnings.length === 1 ? "A warning" : `${warnings.length} warnings`}</strong> at step {formatInteger(newest.step)}: {String(newest.message ?? newest.kind)}
+          <strong>{warnings.length === 1 ? "A warning" : `${warnings.length} warnings`}</strong> at step{" "}
+          {formatInteger(newest.step)}: {String(newest.message ?? newest.kind)}
         </div>
       )}
     </>

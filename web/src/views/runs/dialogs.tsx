@@ -27,11 +27,28 @@ export function LabelsDialog({ run, onClose }: Props) {
           patch.mutate({ id: run.id, tags, note }, { onSuccess: onClose, onError: sayError });
         }}
       >
-        <TagsInput label="Tags" data={known} value={tags} onChange={setTags} placeholder="Type and press Enter" data-autofocus />
-        <Textarea label="Note" value={note} onChange={(event) => setNote(event.currentTarget.value)} autosize={false} rows={4} />
+        <TagsInput
+          label="Tags"
+          data={known}
+          value={tags}
+          onChange={setTags}
+          placeholder="Type and press Enter"
+          data-autofocus
+        />
+        <Textarea
+          label="Note"
+          value={note}
+          onChange={(event) => setNote(event.currentTarget.value)}
+          autosize={false}
+          rows={4}
+        />
         <div className="row" style={{ justifyContent: "flex-end" }}>
-          <Button variant="default" onClick={onClose}>Cancel</Button>
-          <Button type="submit" loading={patch.isPending}>Keep</Button>
+          <Button variant="default" onClick={onClose}>
+            Cancel
+          </Button>
+          <Button type="submit" loading={patch.isPending}>
+            Keep
+          </Button>
         </div>
       </form>
     </Modal>
@@ -58,7 +75,9 @@ export function DeleteDialog({ run, onClose, onDeleted }: Props & { onDeleted?: 
         <strong className="num">{detail ? formatBytes(detail.bytes) : "…"}</strong>.
       </p>
       <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose} data-autofocus>Keep it</Button>
+        <Button variant="default" onClick={onClose} data-autofocus>
+          Keep it
+        </Button>
         <Button color="red.8" loading={remove.isPending} onClick={() => remove.mutate()}>
           Delete{detail ? ` ${formatBytes(detail.bytes)}` : ""}
         </Button>

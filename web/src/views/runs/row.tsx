@@ -5,7 +5,16 @@ import { Link, useLocation } from "wouter";
 import { send } from "../../api/client";
 import { usePatchRun } from "../../api/queries";
 import type { RunSummary } from "../../api/types";
-import { formatAgo, formatCount, formatDuration, formatInteger, formatRange, formatTime, formatValue, metricName } from "../../format";
+import {
+  formatAgo,
+  formatCount,
+  formatDuration,
+  formatInteger,
+  formatRange,
+  formatTime,
+  formatValue,
+  metricName,
+} from "../../format";
 import { Icon } from "../../ui/icons";
 import { ACTIVE, Sparkline, StatusPill } from "../../ui/pieces";
 import { sayError } from "../../ui/toast";
@@ -29,27 +38,48 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
         <Link href={here} className="name" data-run={run.id}>
           {run.id}
         </Link>
-        {run.pinned && <span className="pinned" title="pinned"><Icon name="pin" size={12} /></span>}
+        {run.pinned && (
+          <span className="pinned" title="pinned">
+            <Icon name="pin" size={12} />
+          </span>
+        )}
         <div className="about">
           <span>{run.kind ?? run.verb}</span>
           {run.attempt > 1 && <span>attempt {run.attempt}</span>}
           {run.recorded && <span>recorded</span>}
           {run.tags.map((tag) => (
-            <span className="tag" key={tag}>{tag}</span>
+            <span className="tag" key={tag}>
+              {tag}
+            </span>
           ))}
-          {run.note && <span className="note" title={run.note}>{run.note}</span>}
+          {run.note && (
+            <span className="note" title={run.note}>
+              {run.note}
+            </span>
+          )}
         </div>
       </td>
       <td className="state">
         <StatusPill run={run} />
-        <div className="progress" title={`step ${formatInteger(run.step)}${run.total_steps ? ` of ${formatInteger(run.total_steps)}` : ""}`}>
-          {share !== null && <span className="track" aria-hidden="true"><i className={run.status} style={{ width: `${share * 100}%` }} /></span>}
+        <div
+          className="progress"
+          title={`step ${formatInteger(run.step)}${run.total_steps ? ` of ${formatInteger(run.total_steps)}` : ""}`}
+        >
+          {share !== null && (
+            <span className="track" aria-hidden="true">
+              <i className={run.status} style={{ width: `${share * 100}%` }} />
+            </span>
+          )}
           <span className="num dim">
             {formatCount(run.step)}
             {run.total_steps ? ` / ${formatCount(run.total_steps)}` : ""}
           </span>
         </div>
-        {run.detail && <div className="detail" title={run.detail}>{run.detail}</div>}
+        {run.detail && (
+          <div className="detail" title={run.detail}>
+            {run.detail}
+          </div>
+        )}
       </td>
       <td className="wide-only">
         <div className="loss">
@@ -61,9 +91,13 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
         {run.best ? (
           <>
             {formatValue(run.best.value)}
-            <div className="dim small">{metricName(run.best.metric)} · step {formatCount(run.best.step)}</div>
+            <div className="dim small">
+              {metricName(run.best.metric)} · step {formatCount(run.best.step)}
+            </div>
           </>
-        ) : "–"}
+        ) : (
+          "–"
+        )}
       </td>
       <td className="right wide-only">
         {run.rate === null ? "–" : formatValue(run.rate)}
@@ -73,7 +107,9 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
         {ACTIVE.has(run.status) && run.eta ? formatRange(run.eta) : "–"}
         <div className="dim small">{run.elapsed > 0 ? `${formatDuration(run.elapsed)} so far` : ""}</div>
       </td>
-      <td className="right wide-only" title={formatTime(run.updated)}>{formatAgo(run.updated ?? run.created)}</td>
+      <td className="right wide-only" title={formatTime(run.updated)}>
+        {formatAgo(run.updated ?? run.created)}
+      </td>
       <td className="narrow">
         <RowMenu run={run} here={here} onLabels={onLabels} onDelete={onDelete} />
       </td>
@@ -81,7 +117,17 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
   );
 }
 
-function RowMenu({ run, here, onLabels, onDelete }: { run: RunSummary; here: string; onLabels: () => void; onDelete: () => void }) {
+function RowMenu({
+  run,
+  here,
+  onLabels,
+  onDelete,
+}: {
+  run: RunSummary;
+  here: string;
+  onLabels: () => void;
+  onDelete: () => void;
+}) {
   const patch = usePatchRun();
   const [, navigate] = useLocation();
   const client = useQueryClient();
@@ -98,7 +144,10 @@ function RowMenu({ run, here, onLabels, onDelete }: { run: RunSummary; here: str
         </ActionIcon>
       </Menu.Target>
       <Menu.Dropdown>
-        <Menu.Item leftSection={<Icon name="pin" size={14} />} onClick={() => patch.mutate({ id: run.id, pinned: !run.pinned }, { onError: sayError })}>
+        <Menu.Item
+          leftSection={<Icon name="pin" size={14} />}
+          onClick={() => patch.mutate({ id: run.id, pinned: !run.pinned }, { onError: sayError })}
+        >
           {run.pinned ? "Unpin" : "Pin"}
         </Menu.Item>
         {(run.queue_position ?? 0) > 1 && (
@@ -112,10 +161,18 @@ function RowMenu({ run, here, onLabels, onDelete }: { run: RunSummary; here: str
         <Menu.Item leftSection={<Icon name="spark" size={14} />} onClick={() => navigate(`${here}/checkpoints`)}>
           Checkpoints
         </Menu.Item>
-        <Menu.Item leftSection={<Icon name="copy" size={14} />} onClick={() => navigate(`/new?from=${encodeURIComponent(run.id)}`)}>
+        <Menu.Item
+          leftSection={<Icon name="copy" size={14} />}
+          onClick={() => navigate(`/new?from=${encodeURIComponent(run.id)}`)}
+        >
           New run like this
         </Menu.Item>
-        <Menu.Item color="var(--bad)" leftSection={<Icon name="trash" size={14} />} disabled={!run.actions.includes("delete")} onClick={onDelete}>
+        <Menu.Item
+          color="var(--bad)"
+          leftSection={<Icon name="trash" size={14} />}
+          disabled={!run.actions.includes("delete")}
+          onClick={onDelete}
+        >
           Delete
         </Menu.Item>
       </Menu.Dropdown>

@@ -83,7 +83,10 @@ export default function Runs() {
       {data && !data.runs.length && <NoRuns folder={health?.runs_dir} />}
       {data && data.runs.length > 0 && !runs.length && (
         <p className="empty">
-          No run matches “{query}”. <button type="button" className="linklike" onClick={() => setUrl({ q: null })}>Show all</button>
+          No run matches “{query}”.{" "}
+          <button type="button" className="linklike" onClick={() => setUrl({ q: null })}>
+            Show all
+          </button>
         </p>
       )}
       {runs.length > 0 && (
@@ -138,7 +141,14 @@ function NoRuns({ folder }: { folder: string | undefined }) {
     <div className="card empty">
       <h2>No runs yet</h2>
       <p>
-        A run is a folder{folder && <> below <code>{folder}</code></>}. Begin one here, or in a terminal: it shows up either way.
+        A run is a folder
+        {folder && (
+          <>
+            {" "}
+            below <code>{folder}</code>
+          </>
+        )}
+        . Begin one here, or in a terminal: it shows up either way.
       </p>
       <p style={{ margin: "14px 0" }}>
         <Button component={Link} href="/new" size="sm">

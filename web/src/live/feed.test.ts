@@ -1,0 +1,125 @@
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { Feed, type Connection } from "./feed";
+
+class FakeSocket {
+  static made: FakeSocket[] = [];
+  sent: { type: string; after_seq?: number }[] = [];
+  onopen = (): void => {};
+  onmessage: (message: { data: string }) => void = () => {};
+  onclose: (closing: { code: number }) => void = () => {};
+  readonly url: string;
+  constructor(url: string) {
+    this.url = url;
+    FakeSocket.made.push(this);
+  }
+  send(text: string): void {
+    this.sent.push(JSON.parse(text));
+  }
+  close(): void {}
+  say(message: object): void {
+    this.onmessage({ data: JSON.stringify(message) });
+  }
+  events(from: number, to: number): void {
+    const events = Array.from({ length: to - from + 1 }, (_, i) => ({
+      seq: from + i,
+      attempt: 1,
+      step: 0,
+      time: 0,
+      type: "note",
+    }));
+    this.say({ type: "events", from, to, events });
+  }
+}
+
+const seen: number[] = [];
+const connections: Connection[] = [];
+let skipped = 0;
+
+function feed(after: number): Feed {
+  return new Feed("r", after, {
+    events: (events) => seen.push(...events.map((event) => event.seq)),
+    state: () => {},
+    skipped: (to) => (skipped = to),
+    connection: (connection) => connections.push(connection),
+  });
+}
+
+const newest = (): FakeSocket => FakeSocket.made.at(-1) as FakeSocket;
+
+beforeEach(() => {
+  vi.useFakeTimers();
+  vi.stubGlobal("WebSocket", FakeSocket);
+  vi.stubGlobal("location", { protocol: "http:", host: "here" });
+  vi.stubGlobal("document", { hidden: false, addEventListener: () => {}, removeEventListener: () => {} });
+  vi.stubGlobal("addEventListener", () => {});
+  vi.stubGlobal("removeEventListener", () => {});
+  FakeSocket.made = [];
+  seen.length = connections.length = skipped = 0;
+});
+afterEach(() => {
+  vi.unstubAllGlobals();
+  vi.useRealTimers();
+});
+
+test("every event once: duplicates are dropped, a hole is asked for again", () => {
+  feed(10);
+  const socket = newest();
+  socket.onopen();
+  expect(socket.sent).toEqual([{ type: "subscribe", after_seq: 10 }]);
+  socket.events(11, 13);
+  socket.events(12, 14);
+  socket.events(17, 18); // 15 and 16 are missing
+  expect(socket.sent.at(-1)).toEqual({ type: "subscribe", after_seq: 14 });
+  socket.events(15, 18);
+  expect(seen).toEqual([11, 12, 13, 14, 15, 16, 17, 18]);
+});
+
+test("after a cut it goes on from the last event held, and waits longer each time nobody answers", () => {
+  feed(0);
+  newest().onopen();
+  newest().say({ type: "hello", last_seq: 2, status: "running" });
+  newest().events(1, 2);
+  for (const wait of [250, 500, 1000]) {
+    newest().onclose({ code: 1006 });
+    const count = FakeSocket.made.length;
+    vi.advanceTimersByTime(wait / 2 - 1);
+    expect(FakeSocket.made.length).toBe(count);
+    vi.advanceTimersByTime(wait);
+    expect(FakeSocket.made.length).toBe(count + 1);
+  }
+  newest().onopen();
+  expect(newest().sent).toEqual([{ type: "subscribe", after_seq: 2 }]);
+  expect(connections).toEqual(["connecting", "live", "reconnecting", "reconnecting", "reconnecting"]);
+});
+
+test("the words of a socket that was given up count for nothing; silence gives one up", () => {
+  feed(0);
+  const old = newest();
+  old.onopen();
+  old.events(1, 1);
+  vi.advanceTimersByTime(25_001); // not even a ping
+  vi.advanceTimersByTime(1_000);
+  expect(FakeSocket.made.length).toBe(2);
+  old.events(2, 3);
+  newest().onopen();
+  newest().events(2, 2);
+  expect(seen).toEqual([1, 2]);
+});
+
+test("resync, snapshot and ping are answered; a run that is gone is not asked for again", () => {
+  feed(5);
+  const socket = newest();
+  socket.onopen();
+  socket.say({ type: "resync", last_seq: 90 });
+  expect(socket.sent.at(-1)).toEqual({ type: "subscribe", after_seq: 5 });
+  socket.say({ type: "snapshot", after_seq: 5, to: 90, run: {} });
+  expect(skipped).toBe(90);
+  socket.events(91, 92);
+  expect(seen).toEqual([91, 92]);
+  socket.say({ type: "ping" });
+  expect(socket.sent.at(-1)).toEqual({ type: "pong" });
+  socket.onclose({ code: 4404 });
+  vi.advanceTimersByTime(60_000);
+  expect(FakeSocket.made.length).toBe(1);
+  expect(connections.at(-1)).toBe("gone");
+});
