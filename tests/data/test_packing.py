@@ -100,7 +100,7 @@ def test_losses_and_gradients_equal_those_of_separate_rows(family: str, attentio
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_sdpa() -> None:
-    """Uncompiled, as a compilation takes half a minute; whole models on a GPU: docs/LOG.md."""
+    """Uncompiled, as a compilation takes half a minute; whole models, compiled: docs/LOG.md."""
     packed = pack_captions(CAPTIONS, PROMPT)
     flex, dense = flex_block_mask(packed.document_ids), block_mask(packed.document_ids)
     rows, queries, keys = torch.meshgrid(*(torch.arange(n) for n in dense[:, 0].shape), indexing="ij")
