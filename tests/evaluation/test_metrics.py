@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +193,34 @@ def test_an_empty_caption_scores_nothing() -> None:
     scores = score({"1": "", "2": "a dog"}, {"1": ["a cat"], "2": ["a dog"]}, meteor="off", per_image=True)
     assert scores["per_image"]["1"]["CIDEr"] == scores["per_image"]["1"]["ROUGE_L"] == 0
     assert scores["per_image"]["1"]["Bleu_1"] == pytest.approx(0, abs=1e-6)
+
+
+def test_spice_is_asked_in_its_own_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program is played by a script that gives each image its number, and none to the last."""
+    from limner.evaluation import spice
+
+    folder = tmp_path / "pycocoevalcap" / "spice"
+    (folder / "lib").mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    monkeypatch.setattr(
+        spice, "find_spec", lambda name: importlib.machinery.PathFinder.find_spec(name, [str(tmp_path)])
+    )
+    java = tmp_path / "java"
+    java.write_text(
+        f"#!{sys.executable}\nimport json, sys\nrows = json.load(open(sys.argv[4]))\n"
+        "assert rows[0] == {'image_id': 0, 'test': 'a dog', 'refs': ['a cat', 'b']}, rows\n"
+        "found = [{'image_id': r['image_id'], 'scores': {'All': {'f': r['image_id'] / 2}}} for r in rows]\n"
+        "json.dump(found[::-1], open(sys.argv[sys.argv.index('-out') + 1], 'w'))\n"
+    )
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImportError, match="needs a Java runtime"):
+        spice.spice_scores(["a dog"], [["a cat"]])
+    (folder / "spice-1.0.jar").touch()
+    with pytest.raises(ImportError, match="lacks its parser's models"):
+        spice.spice_scores(["a dog"], [["a cat"]])
+    (folder / "lib" / "stanford-corenlp-3.6.0-models.jar").touch()
+    assert spice.spice_scores(["a dog", "x"], [["a cat", "b"], ["y"]]).tolist() == [0.0, 0.5]
+    java.write_text("#!/bin/sh\necho OutOfMemory >&2\nexit 3\n")
+    with pytest.raises(OSError, match="SPICE \\(Java\\) failed: OutOfMemory"):
+        spice.spice_scores(["a dog"], [["a cat"]])

@@ -103,6 +103,9 @@ def _compare(
         tables = score_pair(texts[0], texts[1], expected, find_meteor(config.meteor), frequencies)
         differences = compare(*tables, seed=config.seed)
     pictures = [_pair(record, before, after) for record in records]
+    for row, picture in enumerate(pictures if tables else ()):
+        for side, table in zip(("before", "after"), tables or (), strict=True):
+            picture[f"{side}_scores"] = {name: float(values[row]) for name, values in table.per_image.items()}
     result = {"differences": [d.as_dict() for d in differences], "pictures": pictures, "settings": facts}
     (log.folder / "comparison.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
     title = f"{config.before} before, {config.after} after"

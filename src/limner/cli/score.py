@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from limner.cli.parse import parse
 from limner.config.score import ScoreConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from limner.evaluation.assessment import Assessment
 
 
@@ -33,6 +36,7 @@ def run(argv: list[str]) -> int:
         document_frequency=frequencies,
         meteor=config.meteor,
         seed=config.seed,
+        further={"SPICE": _spice(predictions, references)} if config.spice else None,
     )
     if config.save_corpus:
         scorer.cider.document_frequency.save(config.save_corpus)
@@ -43,6 +47,14 @@ def run(argv: list[str]) -> int:
     if config.per_image:
         _print_images(assessment)
     return 0
+
+
+def _spice(predictions: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str]]) -> np.ndarray:
+    from limner.evaluation import ptb_tokenize
+    from limner.evaluation.spice import spice_scores
+
+    said = [ptb_tokenize(group[0]) for group in predictions.values()]
+    return spice_scores(said, [[ptb_tokenize(text) for text in references.get(key, ())] for key in predictions])
 
 
 def print_scores(assessment: Assessment, console: Console) -> None:

@@ -29,5 +29,7 @@ class ScoreConfig(Config):
     """Write CIDEr's document frequencies of the references to this file."""
     meteor: Literal["auto", "java", "nltk", "off"] = "auto"
     """Which METEOR: auto takes METEOR 1.5 where Java is, else NLTK's; the output says which."""
+    spice: bool = False
+    """Also SPICE, where Java and its models are; slow."""
     seed: int = 42
     """Of the bootstrap, and of the shuffling and drawing in the controls."""

@@ -15,7 +15,7 @@ from limner.evaluation.meteor import MeteorChoice, find_meteor
 from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.scoring import Scorer, Table, report
 
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 """The columns of the field, in its order."""
 WITHOUT_REFERENCES = ("CLIPScore", "RefCLIPScore", "SigLIPScore")
 

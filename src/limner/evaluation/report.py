@@ -39,9 +39,19 @@ def evaluation_report(
         html.section("Best pictures", _cards(order[:SHOWN], pictures, said, assessment)),
         html.section("Worst pictures", _cards(order[::-1][:SHOWN], pictures, said, assessment)),
         html.section("Captions", *_captions(assessment)),
-        html.section("How this was made", html.table(["", ""], [(k, str(v)) for k, v in facts.items()])),
+        html.section("How this was made", _facts(facts)),
     ]
     return html.page(title, parts)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return html.table(
+        ["", ""],
+        [
+            (name, ", ".join(map(str, value)) if isinstance(value, list) else None if value is None else str(value))
+            for name, value in facts.items()
+        ],
+    )
 
 
 def _score_table(assessment: Assessment) -> str:
@@ -120,7 +130,7 @@ def comparison_report(
         order = sorted(order, key=lambda record: -change[record.image_id])
         parts.append(html.section("Better after", _pair_cards(order[:SHOWN], before, after, change)))
         parts.append(html.section("Worse after", _pair_cards(order[::-1][:SHOWN], before, after, change)))
-    parts.append(html.section("How this was made", html.table(["", ""], [(k, str(v)) for k, v in facts.items()])))
+    parts.append(html.section("How this was made", _facts(facts)))
     return html.page(title, parts)
 
 
