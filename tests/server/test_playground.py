@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import math
 import shutil
@@ -130,6 +131,13 @@ def test_leaving_a_stream_frees_the_worker(serve: Callable[..., ServerProcess], 
         assert json.loads(next(lines))["type"] == "token"
         assert server.get("/api/models")["worker"]["busy"]
     until(lambda: not server.get("/api/models")["worker"]["busy"], 3)
+
+
+def test_tokens_come_one_by_one(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:
+    wish = {"model": add_model(runs_dir, "slow"), "max_tokens": 5, "seed": 3, "stream": True}
+    with serve().http.stream("POST", "/api/generate", json=wish, headers={"accept-encoding": "gzip"}) as answer:
+        times = [time.monotonic() for line in answer.iter_lines() if json.loads(line)["type"] == "token"]
+    assert len(times) == 5 and all(later - earlier > 0.1 for earlier, later in itertools.pairwise(times))
 
 
 def test_cancel_by_number(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:

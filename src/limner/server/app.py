@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from limner import __version__
 from limner.config.serve import ServeConfig
@@ -90,7 +90,9 @@ def create_app(
     )
     app.state.is_token = lambda text: False
     errors.install(app)
-    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1)
+    # Streams of tokens are left alone: a compressor would hold them back.
+    plain = (*DEFAULT_EXCLUDED_CONTENT_TYPES, playground.NDJSON)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1, exclude_content_types=plain)
     for module in (catalogue, playground, control, runs):
         app.include_router(module.router)
     app.include_router(socket.router)

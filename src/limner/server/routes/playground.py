@@ -349,6 +349,5 @@ def _streamed(lines: AsyncGenerator[dict[str, Any]]) -> StreamingResponse:
                 detail: ErrorDetail = refusal.detail
                 yield json.dumps({"type": "error", "error": detail.model_dump()}).encode() + b"\n"
 
-    # Without "no-transform" and identity, a compressing layer would hold the tokens back.
-    headers = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"}
+    headers = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"}  # for proxies in between
     return StreamingResponse(encoded(), media_type=NDJSON, headers=headers)
