@@ -227,3 +227,35 @@ def test_a_gpt_pretrained_here_becomes_a_decoder(tie: bool, tmp_path: Path) -> N
     theirs = model(input_ids=torch.cat([image, bos, caption], 1), pixel_values=pixels).logits
     ours = vlm.eval()(caption, pixel_values=pixels)
     torch.testing.assert_close(ours, theirs[:, -ours.shape[1] :], rtol=0, atol=1e-5)
+
+
+def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    stock.save_captioner(toy_captioner(), tmp_path / "m")
+    usual = (tmp_path / "plain").stat().st_mode & 0o777
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {usual}
+    assert (tmp_path / "m").stat().st_mode & 0o444 == usual & 0o444
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "no-such-thing"}'),
+        ("config.json", '{"model_type": "gpt2"}'),
+        ("preprocessor_config.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{"),
+        ("model.safetensors", ""),
+        ("limner.json", "{"),
+    ],
+)
+def test_damaged_files_are_one_sentence(name: str, content: str, tmp_path: Path) -> None:
+    vision = "mobilenet_v2" if name == "limner.json" else "siglip"
+    stock.save_captioner(toy_captioner(vision), tmp_path / "m")
+    (tmp_path / "m" / name).write_text(content)
+    with pytest.raises((ValueError, OSError)) as caught:
+        stock.read_captioner(tmp_path / "m")
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500 and str(tmp_path) in message

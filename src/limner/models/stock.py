@@ -5,7 +5,6 @@ What is written here loads in plain transformers (4.57 and 5), transformers.js a
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from limner.models.projection import ProjectionHead
 from limner.models.stock_files import (
     add_older_names,
     processor_for_runtimes,
+    read_json,
     save_processor,
     save_tokenizer,
     write_json,
@@ -91,7 +91,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield aside
-        aside.chmod(0o755)
+        _open_to_readers(aside)
         if folder.exists():
             old = aside.with_name(aside.name + "-old")
             folder.rename(old)
@@ -106,6 +106,14 @@ def _aside(folder: Path) -> Iterator[Path]:
                 f"The model could not be saved to {folder}: {error}; nothing was written there."
             ) from error
         raise
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Temporary folders and safetensors' files are the writer's alone; the model gets the usual permissions."""
+    usual = next(folder.rglob("*.json")).stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(usual)
+    folder.chmod(usual | 0o111 & (usual >> 2))  # who may read may enter
 
 
 # ---- one stock LLaVA checkpoint ---------------------------------------------------------------------------------
@@ -322,7 +330,7 @@ def _read_llava(folder: Path) -> PrefixConditioningVLM:
     lm.set_output_embeddings(llava.lm_head)
     lm.generation_config = llava.generation_config
     words = load_stock(AutoTokenizer, folder, "tokenizer")
-    pixels = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    pixels = read_json(folder / "preprocessor_config.json")
     projection = _projection_of(llava, folder)
     return PrefixConditioningVLM(
         llava.model.vision_tower, projection, lm, words, pixels, config.vision_feature_layer
@@ -345,14 +353,16 @@ def _projection_of(llava: Any, folder: Path) -> ProjectionHead:
 
 
 def _read_parts(folder: Path) -> PrefixConditioningVLM:
-    settings = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+    settings = read_json(folder / PARTS)
+    if not {"projection_type", "vision_feature_layer"} <= set(settings):
+        raise ValueError(f"{folder / PARTS} does not say projection_type and vision_feature_layer.")
     for part in ("encoder", "decoder"):
         _require(folder, (f"{part}/config.json", f"{part}/model.safetensors"))
     _require(folder, ("encoder/preprocessor_config.json", "decoder/tokenizer.json"))
     encoder = load_stock(AutoModel, folder / "encoder", "vision encoder", dtype=torch.float32)
     lm = load_stock(AutoModelForCausalLM, folder / "decoder", "decoder", dtype=torch.float32)
     words = load_stock(AutoTokenizer, folder / "decoder", "tokenizer")
-    pixels = json.loads((folder / "encoder" / "preprocessor_config.json").read_text(encoding="utf-8"))
+    pixels = read_json(folder / "encoder" / "preprocessor_config.json")
     weights = load_file(folder / "projection.safetensors")
     text_width, vision_width = weights["linear_1.weight"].shape
     projection = ProjectionHead(vision_width, text_width, settings["projection_type"])

@@ -83,5 +83,16 @@ def add_older_names(path: Path) -> None:
     write_json(path, config)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError, naming the file, where it does not hold a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); the model folder is damaged.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; the model folder is damaged.")
+    return content
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
