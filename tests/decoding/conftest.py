@@ -31,7 +31,7 @@ def sharpened(model: Any, factor: float = 6.0) -> Any:
 
 
 def tiny(family: str, *, eos: int | list[int] = EOS, seed: int = 0) -> Any:
-    """A causal LM of two layers with vocabulary 61."""
+    """A causal LM of two layers with vocabulary 61, in float32."""
     torch.manual_seed(seed)
     ids = {"eos_token_id": eos, "pad_token_id": PAD, "bos_token_id": 1}
     if family == "gpt2":
@@ -63,6 +63,26 @@ def left_padded(lengths: list[int], seed: int = 1) -> tuple[torch.Tensor, torch.
 @pytest.fixture(scope="session")
 def models() -> dict[str, Any]:
     return {family: tiny(family) for family in ("llama", "qwen2", "gpt2")}
+
+
+@pytest.fixture(scope="session")
+def talkative() -> dict[str, Any]:
+    """Models of which every fourth text or so ends at each step: the head's row of the end-of-text token leans
+    towards the mean of the final hidden states."""
+    made = {family: tiny(family, seed=3) for family in ("llama", "qwen2", "gpt2")}
+    for model in made.values():
+        seen: list[torch.Tensor] = []
+        hook = model.lm_head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
+        with torch.no_grad():
+            model(torch.randint(3, VOCAB, (8, 12), generator=torch.Generator().manual_seed(0)))
+            hook.remove()
+            mean = seen[0].flatten(0, 1).mean(0)
+            head = model.lm_head.weight.clone()  # untied from the embedding, which stays
+            model.lm_head.weight = torch.nn.Parameter(head)
+            scores = seen[0].flatten(0, 1) @ head.T
+            best = scores.max(1).values.median()
+            head[EOS] += mean / mean.square().sum() * (best - (mean @ head[EOS]) - 0.3)
+    return made
 
 
 @pytest.fixture(scope="session")

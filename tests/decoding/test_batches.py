@@ -1,0 +1,142 @@
+"""A row's result is its own: alone, in any company and order, it says the same."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from limner.decoding import Decoder, get_decoder, step_model
+from limner.decoding.cached_lm import CachedStepModel
+from limner.decoding.step_model import TransformersStepModel
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "greedy": {"repetition_penalty": 1.2},
+    "sample": {"temperature": 1.3, "top_p": 0.95, "seed": 7},
+    "beam": {"num_beams": 3, "length_penalty": 0.5, "no_repeat_ngram_size": 3, "num_return_sequences": 2},
+}
+
+
+def decoder_named(name: str) -> Decoder[Any]:
+    return get_decoder(name, max_new_tokens=14, **DECODERS[name])
+
+
+def chosen(decoder: Decoder[Any], steps: Any, ids: torch.Tensor, mask: torch.Tensor, rows: list[int]) -> list[Any]:
+    """(tokens, score, token log-probabilities, ending) of these rows decoded together, for each row."""
+    width = int(mask[rows].sum(1).max())  # as short as these rows allow
+    decoded = decoder.decode_full(steps, input_ids=ids[rows, -width:], prefix_mask=mask[rows, -width:])
+    count = len(decoded.lengths) // len(rows)
+    return [
+        [
+            (
+                decoded.tokens[r, : decoded.lengths[r]].tolist(),
+                decoded.scores[r].item(),
+                decoded.token_logprobs[r, : decoded.lengths[r]].tolist(),
+                decoded.endings[r],
+            )
+            for r in range(i * count, (i + 1) * count)
+        ]
+        for i in range(len(rows))
+    ]
+
+
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    for (tokens, score, logprobs, ending), (tokens2, score2, logprobs2, ending2) in zip(ours, theirs, strict=True):
+        assert tokens == tokens2
+        assert ending == ending2
+        assert score == pytest.approx(score2, abs=1e-5)
+        assert logprobs == pytest.approx(logprobs2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("make", [CachedStepModel, TransformersStepModel])
+def test_any_company(talkative: dict[str, Any], prompts: Any, family: str, name: str, make: Any) -> None:
+    ids, mask = prompts([5, 3, 9, 2, 9, 6, 4], seed=35)
+    steps = make(talkative[family])
+    decoder = decoder_named(name)
+    alone = [chosen(decoder, steps, ids, mask, [row])[0] for row in range(7)]
+    lengths = {len(text[0][0]) for text in alone}
+    assert len(lengths) > 2  # rows end at different times, so rows are retired and moved
+    for rows in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 0, 5], [3, 3, 1], [4, 1]):
+        for row, result in zip(rows, chosen(decoder, steps, ids, mask, rows), strict=True):
+            assert_same(result, alone[row])
+
+
+def test_int8_rows_do_not_see_each_other(talkative: dict[str, Any], prompts: Any) -> None:
+    """Inputs are rounded row by row: one loud row must not coarsen the others."""
+    ids, mask = prompts([6, 6, 6], seed=2)
+    steps = step_model(talkative["llama"], quantize="int8")
+    decoder = decoder_named("greedy")
+    alone = [chosen(decoder, steps, ids, mask, [row])[0] for row in range(3)]
+    for row, result in enumerate(chosen(decoder, steps, ids, mask, [0, 1, 2])):
+        assert_same(result, alone[row])
+
+
+def test_draws_depend_on_seed_and_prefix_only(models: dict[str, Any], prompts: Any) -> None:
+    ids, _ = prompts([6, 6])
+    steps = step_model(models["llama"])
+
+    def draw(rows: torch.Tensor, seed: int) -> list[list[int]]:
+        tokens, _ = get_decoder("sample", temperature=2.0, seed=seed, eos_token_id=()).decode(steps, input_ids=rows)
+        return tokens.tolist()
+
+    first, twin, other = draw(ids[[0, 0, 1]], seed=1)
+    assert first == twin != other
+    assert draw(ids[:1], seed=1) == [first]
+    assert draw(ids[:1], seed=2) != [first]
+
+
+def test_row_ids_stand_for_the_prefix(models: dict[str, Any]) -> None:
+    steps = step_model(models["llama"])
+    embeds = torch.randn(1, 4, 32).expand(3, -1, -1)
+    decoder = get_decoder("sample", temperature=2.0, eos_token_id=())
+    tokens, _ = decoder.decode(steps, embeds, row_ids=["a", "b", "a"])
+    assert torch.equal(tokens[0], tokens[2])
+    assert not torch.equal(tokens[0], tokens[1])
+    nearly = decoder.decode(steps, embeds[:1] + 1e-7, row_ids=["a"])[0]
+    assert torch.equal(nearly[0], tokens[0])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_stream_gives_the_columns(talkative: dict[str, Any], prompts: Any, name: str) -> None:
+    ids, mask = prompts([5, 3, 9], seed=11)
+    steps, decoder = step_model(talkative["qwen2"]), decoder_named(name)
+    columns = list(decoder.stream(steps, input_ids=ids, prefix_mask=mask))
+    assert torch.equal(torch.stack(columns, 1), decoder.decode(steps, input_ids=ids, prefix_mask=mask)[0])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_cancellation_keeps_what_was_said(models: dict[str, Any], prompts: Any, name: str) -> None:
+    ids, _ = prompts([5, 5])
+    steps, decoder = step_model(models["qwen2"]), decoder_named(name)
+    asked = iter([False] * 4 + [True])
+    decoded = decoder.decode_full(steps, input_ids=ids, cancel=lambda: next(asked))
+    assert decoded.tokens.shape[1] == 4
+    assert "cancelled" in decoded.endings
+    if name != "beam":
+        whole = decoder.decode(steps, input_ids=ids)[0]
+        assert torch.equal(decoded.tokens, whole[:, :4])
+    stopped = threading.Event()
+    stopped.set()
+    assert decoder.decode_full(steps, input_ids=ids, cancel=stopped.is_set).tokens.shape[1] == 0
+
+
+def test_leaving_a_stream_computes_no_more(models: dict[str, Any], prompts: Any) -> None:
+    ids, _ = prompts([5])
+
+    class Counting(CachedStepModel):
+        steps = 0
+
+        def step(self, tokens: torch.Tensor, state: Any) -> torch.Tensor:
+            self.steps += 1
+            return super().step(tokens, state)
+
+    counting = Counting(models["llama"])
+    for n, token in enumerate(get_decoder("greedy", eos_token_id=()).stream(counting, input_ids=ids)):
+        assert token.shape == (1,)
+        if n == 2:
+            break
+    assert counting.steps == 2
