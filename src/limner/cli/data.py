@@ -41,7 +41,8 @@ def _list(argv: list[str]) -> int:
     config = parse(ListData, argv, "limner data list")
     from limner.data.catalogue import CATALOGUE, module_of
     from limner.data.catalogue.rows import Options
-    from limner.data.catalogue.storage import prepared, size
+    from limner.data.catalogue.storage import prepared
+    from limner.data.sizes import size
 
     options = Options(cache_dir=config.cache_dir)
     table = Table(box=None, pad_edge=False)
@@ -78,8 +79,9 @@ def _prepare(argv: list[str]) -> int:
     config = parse(PrepareData, argv, "limner data prepare")
     from limner.data.catalogue import describe, expand, load_dataset_by_name, repository_of
     from limner.data.catalogue.rows import Options
-    from limner.data.catalogue.storage import check_room, prepared, size
+    from limner.data.catalogue.storage import check_room, prepared
     from limner.data.loading import check_images
+    from limner.data.sizes import size
 
     console = Console(stderr=True, highlight=False)
     options = Options(

@@ -34,6 +34,7 @@ from PIL import Image
 from limner.data.images import ImageSource, PixelSettings, image_bytes
 from limner.data.loading import Progress, load_pictures, settle_failures
 from limner.data.records import Record
+from limner.data.sizes import size
 
 try:
     import fcntl
@@ -97,10 +98,10 @@ class CachePlan:
     def __str__(self) -> str:
         known = len(self.digests) - len(self.failures) - len(self.new)
         told = f"feature cache: {len(self.new):,} pictures to encode, {known:,} there already or twice; "
-        told += f"{_size(self.need_bytes)} ({_size(self.row_bytes)} a picture) in {self.folder}"
+        told += f"{size(self.need_bytes)} ({size(self.row_bytes)} a picture) in {self.folder}"
         if self.fits:
-            return f"{told}, {_size(self.free_bytes)} free"
-        return f"{told}, but only {_size(self.free_bytes)} are free there (and {_size(_SPARE)} stay free)"
+            return f"{told}, {size(self.free_bytes)} free"
+        return f"{told}, but only {size(self.free_bytes)} are free there (and {size(_SPARE)} stay free)"
 
 
 class FeatureCache:
@@ -292,10 +293,10 @@ class FeatureCache:
     def _recover(self) -> None:
         """Cuts off what a killed process had not counted."""
         files = self._files()
-        counts = [file.stat().st_size // size if file.exists() else 0 for file, size in files.items()]
-        for file, size in files.items():
+        counts = [file.stat().st_size // row if file.exists() else 0 for file, row in files.items()]
+        for file, row in files.items():
             if file.exists():
-                os.truncate(file, min(counts) * size)
+                os.truncate(file, min(counts) * row)
 
     def _files(self) -> dict[Path, int]:
         """Every file that grows, with the bytes of a row."""
@@ -394,11 +395,3 @@ def _digests(records: Sequence[Record], progress: Progress | None) -> tuple[list
             if progress is not None and (done % 1000 == 0 or done == len(records)):
                 progress("reading pictures", done, len(records), "pictures")
     return digests, failures
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"

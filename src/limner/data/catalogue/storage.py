@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import DatasetDict, load_dataset_builder
 
 from limner.data.catalogue.rows import Options, explained, repository_path
+from limner.data.sizes import size
 
 _SPARE = 2**30  # bytes that are left free
 
@@ -73,15 +74,6 @@ def check_room(name: str, repository: str, options: Options) -> None:
             f"{told}, but only {size(free)} are free in {place}; free some, or choose another --cache-dir."
         )
     options.say(f"{told}; {size(free)} are free.")
-
-
-def size(num_bytes: float) -> str:
-    """ "1.2 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def _file_size(path: str) -> int:
