@@ -37,6 +37,8 @@ class Watched:
         self.run, self.recorded = run, recorded
         self.index = RunIndex(run.events_path)
         self.summary: RunSummary | None = None
+        self.stamp: tuple[object, ...] = ()
+        """Of the files that the summary was made from, and the run's place in the queue."""
         self.used = time.monotonic()
         self.watchers = 0
         self.gone = False
@@ -104,13 +106,17 @@ class Runs:
 
     def update(self, watched: Watched) -> RunSummary:
         """Reads what is new of a run, and tells what it is doing. May take seconds for a long log's first time."""
+        position = self.position(watched.run.name)
+        stamp = (position, *(_stamp(watched.run.path / name) for name in _TELLING))
+        summary = watched.summary
+        if summary is not None and not summary.status.active and stamp == watched.stamp:
+            return summary  # a list of hundreds of ended runs is asked for every few seconds
         watched.index.update()
         try:
-            watched.summary = summarize(
-                watched.run, watched.index, self.position(watched.run.name), watched.recorded
-            )
+            watched.summary = summarize(watched.run, watched.index, position, watched.recorded)
         except FileNotFoundError:  # deleted under our hands
             raise Refusal("not_found", f"The run '{watched.run.name}' has been deleted.", field="id") from None
+        watched.stamp = stamp
         return watched.summary
 
     async def summary(self, name: str) -> tuple[Watched, RunSummary]:
@@ -184,6 +190,18 @@ class Runs:
     def _check_there(self, watched: Watched) -> None:
         if not (watched.run.path / "config.json").is_file():
             raise Refusal("not_found", f"The run '{watched.run.name}' has been deleted.", field="id")
+
+
+_TELLING = ("config.json", "events.jsonl", "labels.json", "launch.json", "checkpoints")
+"""What a summary is made from."""
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _size(path: Path) -> int:
