@@ -197,7 +197,7 @@ def _said(
             bad=bad,
         )
     for reason in bad or []:
-        NOTES.print(f"Left out: {reason}", markup=False)
+        NOTES.print(f"Left out: {reason}", markup=False, soft_wrap=True)
     missing = len(records) - len(said) - len(bad or [])
     if config.parts[1] > 1 and missing:
         NOTES.print(f"Part {config.shard} is done; {missing:,} pictures wait for the other parts.")

@@ -93,14 +93,15 @@ def assess(
     if several:
         scores["self_CIDEr"] = self_cider(several, scorer.cider.document_frequency)
     expected = {key: list(references[key]) for key in chosen}
-    remarks = _remarks(chosen, references, name, document_frequency)
+    remarks = _remarks(chosen, references, document_frequency)
+    if name is None and meteor != "off":
+        remarks.append("METEOR is missing: it needs Java and pycocoevalcap, or NLTK (the extra `metrics`).")
     return Assessment(chosen, expected, table, scores, controls(scorer, chosen, table, seed), remarks)
 
 
 def _remarks(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
-    meteor_name: str | None,
     document_frequency: DocumentFrequency | None,
 ) -> list[str]:
     remarks = []
@@ -115,6 +116,4 @@ def _remarks(
     empty = sum(not text.strip() for text in predictions.values())
     if empty:
         remarks.append(f"{empty:,} predictions are empty.")
-    if meteor_name is None:
-        remarks.append("METEOR is missing: it needs Java and pycocoevalcap, or NLTK (the extra `metrics`).")
     return remarks
