@@ -139,6 +139,22 @@ def test_the_vision_half_of_a_two_tower_checkpoint(
 
 
 @torch.no_grad()
+def test_a_classifier_gives_its_trunk(tmp_path: Path) -> None:
+    """It has no pooler, which `ViTModel` would; nothing else may be missing."""
+    whole = hf.ViTForImageClassification(VISION["vit"]()).eval()
+    whole.save_pretrained(tmp_path)
+    hf.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    tower, _ = load_encoder(tmp_path)
+    pixels = torch.randn(1, 3, 32, 32)
+    theirs = whole.vit(pixels, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(encoders.encode(tower.eval(), pixels, -2), theirs, rtol=0, atol=0)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
+    with pytest.raises(ValueError, match="lacks 16 weights"):
+        load_encoder(tmp_path)
+
+
+@torch.no_grad()
 def test_naflex_siglip2_becomes_a_fixed_tower(tmp_path: Path) -> None:
     naflex = hf.Siglip2VisionModel(VISION["siglip2"]()).eval()
     naflex.save_pretrained(tmp_path)

@@ -67,7 +67,10 @@ def load_encoder(
     else:
         whole = load_stock(AutoConfig, source, "vision encoder", **hub)
         config = getattr(whole, "vision_config", whole)
-        encoder = load_stock(AutoModel, source, "vision encoder", config=config, dtype=torch.float32, **hub)
+        # A classifier's checkpoint has no pooler, and nobody reads one here.
+        encoder = load_stock(
+            AutoModel, source, "vision encoder", unused=("pooler.",), config=config, dtype=torch.float32, **hub
+        )
         if config.model_type == "siglip2_vision_model":
             encoder = _from_siglip2(encoder)
             settings = {} if processor else _default_processor(encoder.config)

@@ -18,7 +18,9 @@ transformers_logging.disable_progress_bar()  # its bars count tensors, and break
 _WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 
 
-def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any) -> Any:
+def load_stock(
+    stock_class: Any, source: str | Path, what: str, *, unused: tuple[str, ...] = (), **settings: Any
+) -> Any:
     """``stock_class.from_pretrained(source)``, with every failure said in one sentence.
 
     Models are read from safetensors only, and a checkpoint that lacks weights is refused: transformers would
@@ -28,6 +30,7 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
         stock_class: an Auto class of transformers, or a model class.
         source: a folder, or a hub id.
         what: what is being loaded, for error messages ("vision encoder").
+        unused: beginnings of weights' names that may be missing, since nothing here computes with them.
         settings: passed on; None values are dropped.
 
     Raises:
@@ -51,6 +54,7 @@ def load_stock(stock_class: Any, source: str | Path, what: str, **settings: Any)
     if not is_model:
         return loaded
     model, report = loaded
+    report["missing_keys"] = [name for name in report["missing_keys"] if not name.startswith(unused)]
     refuse_missing(report, source, what)
     return model
 
