@@ -1,4 +1,5 @@
 import "./mantine-styles";
+import "./palette.css";
 import "./app.css";
 import { MantineProvider } from "@mantine/core";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";

@@ -1,7 +1,7 @@
 import { useEffect, useState } from "react";
 import { formatDuration, formatInteger, formatValue } from "../format";
 import type { ChartModel } from "./chart";
-import type { PlotLine } from "./plot";
+import type { PlotLine } from "./content";
 import { bisect, nearest } from "./track";
 
 const ROWS = 200;

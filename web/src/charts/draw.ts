@@ -1,6 +1,6 @@
 // Strokes on a chart's canvas, in canvas pixels.
 import { formatValue } from "../format";
-import type { PlotContent, PlotLine } from "./plot";
+import type { PlotContent, PlotLine } from "./content";
 import { bisect, type Polyline } from "./track";
 
 export interface Canvas {

@@ -2,61 +2,9 @@
 import uPlot from "uplot";
 import { formatDuration, formatValue } from "../format";
 import { numberAxis, timeAxis } from "./axes";
+import { EMPTY, type PlotContent, type PlotHandlers, type PlotLine, type PlotSettings } from "./content";
 import { drawLine, drawMarks, drawPauses, drawReferences, drawStack, drawStarts, type Canvas } from "./draw";
-import { bisect, interpolate, nearest, type Mark, type Polyline } from "./track";
-
-export interface PlotLine {
-  id: string;
-  label: string;
-  /** Name of a CSS variable. */
-  color: string;
-  parts: { raw: Polyline; smooth: Polyline | null; marks: Mark[] }[];
-  /** Sparse lines show their points. */
-  dots: boolean;
-  dash?: number[];
-}
-
-export interface Reference {
-  label: string;
-  value: number;
-}
-
-export interface PlotContent {
-  lines: PlotLine[];
-  references: Reference[];
-  /** x at which attempts after the first began. */
-  starts: { x: number; label: string }[];
-  /** Where the run stood still; `to` equals `from` on axes that do not count time. */
-  pauses: { from: number; to: number }[];
-  range: [number, number] | null;
-  stacked: boolean;
-  /** The y axis begins at zero. */
-  zero: boolean;
-}
-
-export interface PlotSettings {
-  logX: boolean;
-  logY: boolean;
-  /** x counts Unix seconds: axis and cursor speak of the time since this one. */
-  timeOrigin: number | null;
-  unit: string;
-}
-
-export interface PlotHandlers {
-  hover(x: number | null): void;
-  pin(x: number | null): void;
-  zoom(range: [number, number] | null): void;
-}
-
-export const EMPTY: PlotContent = {
-  lines: [],
-  references: [],
-  starts: [],
-  pauses: [],
-  range: null,
-  stacked: false,
-  zero: false,
-};
+import { bisect, interpolate, nearest } from "./track";
 
 export class PlotView {
   content: PlotContent = EMPTY;

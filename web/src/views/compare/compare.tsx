@@ -8,7 +8,7 @@ import { LineBook, NOTHING_LIVE, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
 import { chartsFor, type ChartSpec } from "../../charts/groups";
-import type { PlotLine } from "../../charts/plot";
+import type { PlotLine } from "../../charts/content";
 import { interpolate, type Polyline } from "../../charts/track";
 import { ACTIVE, Failure, StatusPill, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";

@@ -7,7 +7,7 @@ import { LineBook, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
 import { chartsFor, type ChartSpec } from "../../charts/groups";
-import type { PlotContent } from "../../charts/plot";
+import type { PlotContent } from "../../charts/content";
 import type { Track } from "../../charts/track";
 import { formatInteger, toNumber } from "../../format";
 import { MANY_ROWS, type RunStore } from "../../live/run-store";

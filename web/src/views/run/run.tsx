@@ -16,6 +16,7 @@ import { LogView } from "./log";
 import { Samples } from "./samples";
 import { Settings } from "./settings";
 import "./run.css";
+import "./samples.css";
 
 const VIEWS = [
   ["charts", "Charts", Charts],
