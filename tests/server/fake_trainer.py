@@ -36,7 +36,7 @@ SAFETENSORS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(1000)
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=["pretrain", "train"])
+    parser.add_argument("verb", choices=["demo", "pretrain", "train"])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--name", default=None)
     parser.add_argument("--resume", default=None)
@@ -90,7 +90,7 @@ class FakeRun:
     def start(self) -> None:
         self.event("progress", phase="starting", done=0, total=1, unit="", **process_identity())
         self.event("progress", phase="tokenize", done=1, total=1, unit="documents")
-        caption = self.args.verb == "train"
+        caption = self.args.verb != "pretrain"
         self.event(
             "start",
             kind="caption" if caption else "pretrain",
@@ -165,7 +165,9 @@ class FakeRun:
     def evaluate(self) -> None:
         loss = 1.3 + 9.0 * math.exp(-self.step / 60)
         extra = (
-            {"CIDEr": self.step / 300, "ROUGE_L": 0.3} if self.args.verb == "train" else {"bits_per_byte": loss / 3}
+            {"CIDEr": self.step / 300, "ROUGE_L": 0.3}
+            if self.args.verb != "pretrain"
+            else {"bits_per_byte": loss / 3}
         )
         self.event("validation", eval_loss=loss, **extra, seconds=0.01)
         self.probes()

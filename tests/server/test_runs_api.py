@@ -134,7 +134,7 @@ def test_checkpoints(client: TestClient, runs_dir: Path) -> None:
 
 
 def test_unknown_things_are_404_in_one_shape(client: TestClient) -> None:
-    for path in ("/api/runs/none", "/api/runs/none/events", "/api/nothing", "/api/schemas/demo"):
+    for path in ("/api/runs/none", "/api/runs/none/events", "/api/nothing", "/api/schemas/none"):
         answer = client.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
     assert client.post("/api/runs/none/pause").json()["error"]["code"] == "not_found"

@@ -12,7 +12,7 @@ from limner.config import command_line
 from limner.config.base import RunConfig
 from limner.server.errors import Refusal, wrong_fields
 
-RUN_VERBS = ("pretrain", "train")
+RUN_VERBS = ("demo", "pretrain", "train")
 
 
 @lru_cache(maxsize=8)
