@@ -186,3 +186,16 @@ def test_a_resumed_run_keeps_its_arithmetic(tmp_path: Path, monkeypatch: pytest.
     result = run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
     starts = [event["precision"] for event in result.run.events() if event["type"] == "start"]
     assert starts == ["bfloat16", "bfloat16"]
+
+
+def test_muon_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = run(ToyConfig(runs_dir=tmp_path, name="whole", optimizer="muon"))
+    folder = tmp_path / "halves"
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 5), send_command(folder, "stop")))
+    stopper.start()
+    config = ToyConfig(runs_dir=tmp_path, name="halves", pace=0.02, optimizer="muon")
+    assert run(config).reason == "stopped"
+    stopper.join()
+    assert same(weights(run(config).run), weights(whole.run))
+    assert losses(whole.run)[12] < losses(whole.run)[1]
+    assert not same(weights(whole.run), weights(run(ToyConfig(runs_dir=tmp_path, name="adamw")).run))

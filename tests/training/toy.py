@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ class ToyConfig(TrainSettings):
     checkpoint_every: int = 3
     dropout: float = 0.1
     lr: float = 1e-2
+    optimizer: Literal["adamw", "muon"] = "adamw"
     poison_steps: tuple[int, ...] = Field(default=())
     """Steps whose loss is made NaN."""
     pace: float = 0.0
@@ -58,7 +59,9 @@ class ToyTask(Task):
         return {"toy": True}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("all", list(self.model.named_parameters()), self.config.lr, 0.01)]
+        return [
+            ParameterGroup("all", list(self.model.named_parameters()), self.config.lr, 0.01, self.config.optimizer)
+        ]
 
     def batch(self, indices: Sequence[int], seed: int) -> Batch:
         import time

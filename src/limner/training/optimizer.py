@@ -1,4 +1,4 @@
-"""AdamW over a task's parameter groups, its state by parameter name, and gradient norms."""
+"""The optimizers of a task's parameter groups, their state by parameter name, and gradient norms."""
 
 from __future__ import annotations
 
@@ -11,17 +11,37 @@ from torch import nn
 from limner.training.task import ParameterGroup
 
 
-def build_optimizer(groups: list[ParameterGroup], betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with two param groups for each of the task's.
+class Optimizers:
+    """Several optimizers over disjoint parameters, as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+def build_optimizer(groups: list[ParameterGroup], betas: tuple[float, float] = (0.9, 0.95)) -> Optimizers:
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), and Muon for the groups that ask for it.
 
     Norms and biases (anything with fewer than two dimensions) are not decayed: decay pulls toward zero, which for
-    a norm's gain is not the neutral value.
+    a norm's gain is not the neutral value. They always go to AdamW.
 
     Raises:
         ValueError: a parameter stands in two groups, or none is trained.
     """
     seen: set[int] = set()
-    param_groups: list[dict[str, Any]] = []
+    adamw: list[dict[str, Any]] = []
+    muon: list[dict[str, Any]] = []
     for group in groups:
         trained = [(name, p) for name, p in group.parameters if p.requires_grad]
         for name, parameter in trained:
@@ -31,45 +51,51 @@ def build_optimizer(groups: list[ParameterGroup], betas: tuple[float, float] = (
         for decay in (True, False):
             members = [(name, p) for name, p in trained if (p.dim() >= 2) == decay]
             if members:
-                param_groups.append(
-                    {
-                        "params": [p for _, p in members],
-                        "names": [name for name, _ in members],
-                        "name": group.name,
-                        "lr": group.lr,
-                        "peak_lr": group.lr,
-                        "weight_decay": group.weight_decay if decay else 0.0,
-                    }
-                )
-    if not param_groups:
+                made = {
+                    "params": [p for _, p in members],
+                    "names": [name for name, _ in members],
+                    "name": group.name,
+                    "lr": group.lr,
+                    "peak_lr": group.lr,
+                    "weight_decay": group.weight_decay if decay else 0.0,
+                }
+                (muon if decay and group.optimizer == "muon" else adamw).append(made)
+    parts: list[torch.optim.Optimizer] = []
+    if muon:  # its steps are scaled to the size of AdamW's, so that one learning rate serves both
+        parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+    if adamw:
+        parts.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
+    if not parts:
         raise ValueError("No parameter is trained; unfreeze a part of the model.")
-    return torch.optim.AdamW(param_groups, betas=betas, fused=True)
+    return Optimizers(parts)
 
 
-def named_trained(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
-    """Every trained parameter with the name that its group gave it."""
-    for group in optimizer.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
+def named_trained(optimizers: Optimizers) -> Iterable[tuple[str, nn.Parameter, dict[torch.Tensor, Any]]]:
+    """Every trained parameter with the name that its group gave it, and the state of its optimizer."""
+    for part in optimizers.parts:
+        for group in part.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                yield name, parameter, part.state
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as flat tensors, ``<parameter>#<slot>``: what a checkpoint stores."""
+def optimizer_tensors(optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """The optimizers' state as flat tensors, ``<parameter>#<slot>``: what a checkpoint stores."""
     return {
         f"{name}#{slot}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for name, parameter in named_trained(optimizer)
-        for slot, value in optimizer.state.get(parameter, {}).items()
+        for name, parameter, state in named_trained(optimizers)
+        for slot, value in state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(optimizers: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
     """Takes back what `optimizer_tensors` gave."""
     slots: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, slot = key.rsplit("#", 1)
         slots.setdefault(name, {})[slot] = tensor
-    for name, parameter in named_trained(optimizer):
+    for name, parameter, state in named_trained(optimizers):
         if name in slots:
-            optimizer.state[parameter] = {
+            state[parameter] = {
                 # `step` stays where the optimizer keeps it; the moments live beside their parameter.
                 slot: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
                 for slot, value in slots[name].items()
@@ -87,10 +113,10 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | f
     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 
 
-def layer_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def layer_norms(optimizers: Optimizers) -> dict[str, float]:
     """Each parameter's gradient norm: what an event about a non-finite step holds."""
     return {
         name: float(parameter.grad.float().norm())
-        for name, parameter in named_trained(optimizer)
+        for name, parameter, _ in named_trained(optimizers)
         if parameter.grad is not None
     }
