@@ -39,7 +39,7 @@ class ParameterGroup:
     lr: float
     weight_decay: float
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon (Jordan et al. 2024) makes the steps of matrices orthogonal, and needs fewer of them in small models that
+    """Muon (Jordan et al. 2024) makes the steps of matrices orthogonal, and needs fewer in small models that
     begin from nothing. It is for hidden matrices only; embeddings, heads and convolutions stay with AdamW."""
 
 
