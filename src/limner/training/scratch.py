@@ -10,7 +10,9 @@ from transformers import LevitConfig, LlamaConfig, PretrainedConfig, PreTrainedT
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 
 
-def scratch_encoder(image_size: int = 96, width: int = 256, depth: int = 3, num_heads: int = 4) -> LevitConfig:
+def scratch_encoder(
+    image_size: int = 96, width: int = 256, depth: int = 3, num_heads: int = 4, kernel_size: int = 3
+) -> LevitConfig:
     """A LeViT (Graham et al. 2021, arXiv:2104.01136): its stem of four stride-2 convolutions learns from nothing in
     minutes what a patch embedding needs hours for, and its states are the rows of tokens that LLaVA reads.
 
@@ -20,6 +22,7 @@ def scratch_encoder(image_size: int = 96, width: int = 256, depth: int = 3, num_
     config = LevitConfig(
         image_size=image_size,
         patch_size=16,
+        kernel_size=kernel_size,
         hidden_sizes=[width, width],
         depths=[depth, 0],
         num_attention_heads=[num_heads, num_heads],
