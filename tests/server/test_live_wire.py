@@ -56,7 +56,7 @@ class CuttingProxy:
         while True:
             near, _ = self.listener.accept()
             far = socket.create_connection(("127.0.0.1", self.target))
-            allowed = self.random.randrange(15_000, 45_000) if self.cuts < self.most else 1 << 60
+            allowed = self.random.randrange(20_000, 90_000) if self.cuts < self.most else 1 << 60
             threading.Thread(target=self._pass, args=(near, far, 1 << 60), daemon=True).start()
             threading.Thread(target=self._pass, args=(far, near, allowed), daemon=True).start()
 
@@ -159,7 +159,7 @@ def test_batches_are_at_least_a_tenth_of_a_second_apart(
                 times.append(time.monotonic())
         writer.close()
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert len(times) >= 8 and sorted(gaps)[len(gaps) // 10] > 0.08
+    assert len(times) >= 5 and sorted(gaps)[len(gaps) // 10] > 0.08
 
 
 def test_a_large_gap_is_a_snapshot(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:

@@ -1,6 +1,6 @@
 """The runs on disk, indexed, and told to whoever watches: the only thing the server knows of a run's life.
 
-A run is followed by looking at its log's size ten times a second while somebody watches, and when somebody asks.
+A run is followed by looking at its log's size some times a second while somebody watches, and when somebody asks.
 Nothing is ever sent to a trainer from here; a slow or frozen browser costs a cursor.
 """
 
@@ -22,6 +22,8 @@ from limner.server.errors import Refusal
 from limner.server.summary import RunSummary, summarize
 
 POLL_SECONDS = 0.1
+BUSY_SECONDS = 0.25
+"""The same while events stream in: four looks a second are live enough for a curve, and cost the trainer less."""
 STATUS_SECONDS = 1.0
 """How often a watched run's process is looked at, so that a crash, which writes nothing, is seen."""
 INDEX_BYTES = 1 << 30
@@ -183,9 +185,10 @@ class Runs:
                 log.warning("Run '%s' cannot be followed: %s", watched.run.name, error)
                 watched.ring()
                 await asyncio.sleep(STATUS_SECONDS)
-            if index.last_seq != seq:
+            grown = index.last_seq != seq
+            if grown:
                 watched.ring()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(BUSY_SECONDS if grown else POLL_SECONDS)
 
     def _check_there(self, watched: Watched) -> None:
         if not (watched.run.path / "config.json").is_file():
