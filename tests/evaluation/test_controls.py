@@ -61,6 +61,7 @@ def test_the_judgement() -> None:
     assert judge(base + 0.3, base)[1] == "sees"
     assert judge(base, random.permutation(base))[1] == "blind"
     assert judge(base, base + 0.3)[1] == "blind"
+    assert judge(base + 0.02, base)[1] == "blind"  # sure, and next to nothing
     assert judge(base[:10] + 1, base[:10])[1] == "unclear"
 
 

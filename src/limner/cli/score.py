@@ -92,7 +92,7 @@ def sight_sentence(assessment: Assessment) -> str:
     if controls.sight == "unclear":
         return f"{fall}; too few images to tell whether the model looks."
     if controls.sight == "blind":
-        return f"BLIND: {fall}, which is no fall: these captions do not depend on the pictures."
+        return f"BLIND: {fall}, which is no fall to speak of: the captions do not depend on the pictures."
     return f"{fall}: the words depend on the pictures."
 
 

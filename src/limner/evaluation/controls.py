@@ -22,6 +22,8 @@ from limner.evaluation.scoring import Scorer, Table
 
 ENOUGH = 20
 """Fewer images than this say nothing about blindness."""
+LEAST_FALL = 0.2
+"""A score that falls by a smaller share than this may as well be chance, or a habit of the words."""
 _SAMPLE, _FINALISTS, _HEARING = 1000, 5, 200
 
 Sight = Literal["sees", "blind", "unclear"]
@@ -40,7 +42,8 @@ class Controls:
     fall: tuple[float, float] | None
     """95 % interval of CIDEr-D minus CIDEr-D of the shuffled captions, by images."""
     sight: Sight
-    """"blind" where the score does not fall on shuffled images, "unclear" with too few images to tell."""
+    """"blind" where the score does not fall on shuffled images (by a fifth at least, and surely), "unclear" with too
+    few images to tell."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -75,7 +78,8 @@ def judge(own: np.ndarray, shuffled: np.ndarray, seed: int = 42) -> tuple[tuple[
     low, high = interval(counts @ (own - shuffled) / len(own))
     if len(own) < ENOUGH:
         return (low, high), "unclear"
-    return (low, high), "sees" if low > 0 else "blind"
+    falls = low > 0 and (own - shuffled).mean() >= LEAST_FALL * own.mean()
+    return (low, high), "sees" if falls else "blind"
 
 
 def shuffle(predictions: Mapping[str, str], seed: int = 42) -> dict[str, str]:
