@@ -42,8 +42,8 @@ class Controls:
     fall: tuple[float, float] | None
     """95 % interval of CIDEr-D minus CIDEr-D of the shuffled captions, by images."""
     sight: Sight
-    """"blind" where the score does not fall on shuffled images (by a fifth at least, and surely), "unclear" with too
-    few images to tell."""
+    """"blind" where the score does not fall on shuffled images (surely, and by a fifth), "unclear" with too few
+    images to tell."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
