@@ -71,6 +71,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         # Rows that begin at multiples of 64 numbers: the product is a third faster than with rows of 50,257.
         room = hidden.new_empty(2 if learning else 1, min(chunk_rows, len(hidden)), -(-len(matrix) // 64) * 64)
+        # oneDNN's bf16 product of odd widths reads on into the padding, times zero: that must not be times NaN.
+        room[..., len(matrix) :] = 0
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
             chunk, counts = hidden[rows], supervised[rows, None].float()  # (R, D), (R, 1)
