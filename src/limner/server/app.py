@@ -18,7 +18,7 @@ from limner import __version__
 from limner.config.serve import ServeConfig
 from limner.server import errors, page, socket
 from limner.server.launcher import Launcher
-from limner.server.routes import catalogue, control, playground, runs
+from limner.server.routes import catalogue, older, playground, runs, start, steer
 from limner.server.security import Application, Guard, read_token
 from limner.server.watch import Runs
 from limner.server.workroom import Workroom
@@ -93,7 +93,7 @@ def create_app(
     # Streams of tokens are left alone: a compressor would hold them back.
     plain = (*DEFAULT_EXCLUDED_CONTENT_TYPES, playground.NDJSON)
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1, exclude_content_types=plain)
-    for module in (catalogue, playground, control, runs):
+    for module in (catalogue, playground, start, steer, older, runs):
         app.include_router(module.router)
     app.include_router(socket.router)
     app.include_router(page.router)
