@@ -43,10 +43,15 @@ def record(run: Run, points: int) -> Path:
     settings = {k: None if "/" in str(v) else v for k, v in run.config["config"].items()}
     config = {"verb": run.config["verb"], "config": settings, "versions": run.config["versions"]}
     (target / "config.json").write_text(json.dumps(config))
+    if (run.path / "demo.json").is_file():
+        figures = json.loads((run.path / "demo.json").read_text())
+        plain = {name: _short(value) for name, value in figures.items() if not isinstance(value, str)}
+        (target / "demo.json").write_text(json.dumps(plain))
     for name in {str(event["image"]) for event in kept if event.get("image")}:
         shutil.copy(run.samples_path / name, target / "samples")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if size > MOST_BYTES:
+        shutil.rmtree(target)
         raise ValueError(f"The recording has {size:,} bytes, more than {MOST_BYTES:,}; give fewer --points.")
     return target
 

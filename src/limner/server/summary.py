@@ -227,7 +227,7 @@ def report(run: Run, index: RunIndex, summary: RunSummary) -> dict[str, Any]:
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
     """What a verb wrote of its final evaluation, where it did."""
-    for name in ("evaluation.json", "report.json"):
+    for name in ("evaluation.json", "demo.json"):
         path = folder / name
         if path.is_file():
             try:
