@@ -43,7 +43,7 @@ def test_a_scene_is_a_pure_function_of_its_key():
 def test_pictures_are_the_same_on_every_machine():
     # A change of these sums means that every published figure of the demo was measured on other pictures.
     sums = [int(make_scene(index, "test", 1).picture().sum()) for index in range(3)]
-    assert sums == pytest.approx([1992672, 1314305, 1679548], rel=1e-4)  # libm may move a grey level
+    assert sums == pytest.approx([1995404, 1334129, 1572669], rel=1e-4)  # libm may move a grey level
 
 
 def test_training_never_shows_a_held_out_combination_and_held_out_splits_always_do():
@@ -79,17 +79,17 @@ def test_the_grammar_says_a_lone_shape_by_its_place():
 
 def test_the_grammar_says_a_relation_from_both_ends():
     scene = plain_scene(
-        "left", group("small red circle", (0.2, 0.4), (0.2, 0.6)), group("large blue cross", (0.8, 0.5))
+        "left", group("small red circle", (0.2, 0.4), (0.2, 0.6)), group("large blue star", (0.8, 0.5))
     )
-    assert scene.accepts("Two small red circles left of a large blue cross ")
-    assert scene.accepts("there is a big blue cross to the right of two little red circles")
-    assert scene.accepts("there are two little red circles left of one big blue cross")
+    assert scene.accepts("Two small red circles left of a large blue star ")
+    assert scene.accepts("there is a big blue star to the right of two little red circles")
+    assert scene.accepts("there are two little red circles left of one big blue star")
     for wrong in (
-        "two small red circles right of a large blue cross",
-        "a large blue cross left of two small red circles",
-        "there is two small red circles left of a large blue cross",
+        "two small red circles right of a large blue star",
+        "a large blue star left of two small red circles",
+        "there is two small red circles left of a large blue star",
         "two small red crosses left of a large blue circle",
-        "a small red circle left of a large blue cross",
+        "a small red circle left of a large blue star",
     ):
         assert not scene.accepts(wrong)
 
@@ -139,7 +139,7 @@ def test_a_shape_is_drawn_where_and_as_large_as_it_says(shape):
     """Its colour's pixels have their centre at (x, y), and the area that geometry gives."""
     import random
 
-    area = {"circle": np.pi, "square": (2 * 0.88) ** 2, "triangle": 3 * 3**0.5 * 0.6**2, "cross": 20 / 9}
+    area = {"circle": np.pi, "square": (2 * 0.88) ** 2, "triangle": 3 * 3**0.5 * 0.6**2}
     area["star"] = 5 * 1.2 * 0.52 * np.sin(np.pi / 5)  # ten triangles: half the sides' product by the sine
     picture = draw([Item(shape, "red", 0.4, 0.6, 0.2)], random.Random(5), 128) / 255
     red = np.apply_along_axis(lambda p: colorsys.rgb_to_hsv(*p)[1] > 0.6, 2, picture)

@@ -17,16 +17,14 @@ import numpy as np
 
 COLOURS = {
     "red": (0.99, 0.88, 0.86),
-    "orange": (0.075, 0.95, 0.97),
     "yellow": (0.15, 0.88, 0.97),
     "green": (0.36, 0.85, 0.60),
     "blue": (0.61, 0.85, 0.86),
-    "purple": (0.78, 0.80, 0.76),
     "white": (0.0, 0.0, 0.97),
     "black": (0.0, 0.0, 0.07),
 }
 """Hue, saturation, value, each 0 to 1; every shape varies them a little."""
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+SHAPES = ("circle", "square", "triangle", "star")
 
 
 class Item(NamedTuple):
@@ -132,9 +130,4 @@ def _star(x: np.ndarray, y: np.ndarray, r: np.float32) -> np.ndarray:
     return ((u - outer) * edge[1] - v * edge[0]) / np.float32(math.hypot(*edge))
 
 
-def _cross(x: np.ndarray, y: np.ndarray, r: np.float32) -> np.ndarray:
-    x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - r, y - r / 3), np.maximum(y - r, x - r / 3))
-
-
-_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross}
+_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
