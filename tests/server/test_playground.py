@@ -209,6 +209,7 @@ def test_too_many_requests_are_refused(tmp_path: Path) -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.slow  # the worker gives way to whatever else the machine does
 def test_the_real_worker_on_real_weights(runs_dir: Path, real_data: Path) -> None:
     """A pretrained model of 260 thousand parameters says what its authors' readers know it to say."""
     config = ServeConfig(runs_dir=runs_dir, token=TOKEN, models_dir=real_data / "models")
