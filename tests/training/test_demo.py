@@ -47,15 +47,15 @@ def scene(relation, *groups) -> Scene:
 def test_cell_labels_tell_each_shape_at_its_own_patch():
     two = scene(
         "right",
-        ("large blue cross", ((0.9, 0.30, 0.15),)),
+        ("large blue triangle", ((0.9, 0.30, 0.15),)),
         ("small red star", ((0.1, 0.05, 0.08), (0.2, 0.6, 0.08))),
     )
     lone = scene(None, ("small white circle", ((0.5, 0.99, 0.08),)))
     labels = cell_labels([two, lone], 4)
     assert labels.shape == (2, 16, len(QUESTIONS))
     # size, colour, shape, count - 1, relation (none, left, right, above, below), column, row
-    expected = {(0, 7): (1, 4, 4, 0, 2, 2, 0), (0, 0): (0, 0, 3, 1, 1, 0, 0), (0, 8): (0, 0, 3, 1, 1, 0, 1)}
-    expected[1, 14] = (0, 6, 0, 0, 0, 1, 2)
+    expected = {(0, 7): (1, 3, 2, 0, 2, 2, 0), (0, 0): (0, 0, 3, 1, 1, 0, 0), (0, 8): (0, 0, 3, 1, 1, 0, 1)}
+    expected[1, 14] = (0, 4, 0, 0, 0, 1, 2)
     for (row, cell), answers in expected.items():
         assert tuple(labels[row, cell].tolist()) == answers
     assert (labels != NOTHING).any(-1).sum() == len(expected)
