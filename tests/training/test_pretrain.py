@@ -136,6 +136,24 @@ def test_initial_weights_can_be_a_finished_run(tmp_path):
         prepared(tmp_path, init_from=str(first.run.path), tokenizer="bpe", vocab_size=600, **more)
 
 
+def test_a_scaled_step_is_a_step_with_scaled_gradients():
+    from limner.training.optimizer import build_optimizer
+    from limner.training.task import ParameterGroup
+
+    results = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(40, 30)), torch.nn.Parameter(torch.randn(30))]
+        optimizer = build_optimizer([ParameterGroup("all", list(zip("ab", parameters, strict=True)), 0.1, 0.1)])
+        for factor in (0.01, 1.0, 0.3):  # one factor alone would not show: AdamW forgets a constant scale
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter) * (1.0 if inside else factor)
+            optimizer.step(factor if inside else 1.0)
+        results.append([parameter.detach() for parameter in parameters])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="--config is a preset"):
         PretrainConfig(config="huge")

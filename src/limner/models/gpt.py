@@ -178,6 +178,9 @@ class FeedForward(nn.Module):
         x = self.expand(x)  # (B, T, F)
         if self.activation == "relu":
             x = F.relu(x)
+        elif self.activation == "gelu_tanh" and torch.compiler.is_compiling():
+            # The same function, (1 + tanh u) / 2 being sigmoid(2 u); compiled, it takes half the time.
+            x = x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
         else:
             x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.contract(x)

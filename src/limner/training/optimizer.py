@@ -21,8 +21,19 @@ class Optimizers:
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups]
 
-    def step(self) -> None:
+    def step(self, factor: float = 1.0) -> None:
+        """A step with every gradient times ``factor`` (of clipping)."""
         for part in self.parts:
+            parameters = [p for group in part.param_groups for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            if isinstance(part, torch.optim.AdamW):
+                # The fused kernel divides gradients by this as it reads them: no pass over memory of its own.
+                scale = torch.tensor(1.0 / factor, device=parameters[0].device) if factor != 1.0 else None
+                part.grad_scale = scale  # type: ignore[attr-defined]
+                part.found_inf = None if scale is None else torch.zeros_like(scale)  # type: ignore[attr-defined]
+            elif factor != 1.0:
+                torch._foreach_mul_([p.grad for p in parameters], factor)
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -106,11 +117,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The global 2-norm of all gradients, a scalar tensor (0 where there are none)."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
     return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])) if norms else torch.tensor(0.0)
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: torch.Tensor | float) -> None:
-    """Multiplies every gradient in place."""
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 
 
 def layer_norms(optimizers: Optimizers) -> dict[str, float]:

@@ -42,7 +42,6 @@ from limner.training.optimizer import (
     layer_norms,
     load_optimizer_tensors,
     optimizer_tensors,
-    scale_gradients,
 )
 from limner.training.order import Order, position_seed
 from limner.training.schedule import lr_scale
@@ -273,9 +272,8 @@ class Trainer:
         applied = math.isfinite(mean_loss) and math.isfinite(norm)
         with self.meter.time("optimizer"):
             if applied:
-                if self.config.grad_clip and norm > self.config.grad_clip:
-                    scale_gradients(self.parameters, self.config.grad_clip / norm)
-                self.optimizer.step()
+                clip = self.config.grad_clip
+                self.optimizer.step(clip / norm if clip and norm > clip else 1.0)
                 progress.nonfinite_in_a_row = 0
             else:
                 self._report_nonfinite(mean_loss, norm)
