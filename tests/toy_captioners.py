@@ -61,6 +61,7 @@ VISION: dict[str, Any] = {
         width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, image_size=64
     ),
 }
+_SMALL = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}}
 TRANSFORMERS = ("siglip", "siglip2", "clip", "vit", "deit", "dinov2", "dinov2_registers", "dinov3")
 CONVOLUTIONAL = ("mobilenet_v2", "convnext", "resnet", "efficientnet")
 
@@ -99,6 +100,8 @@ def toy_captioner(
     vision: str = "siglip", text: str = "llama", kind: Any = "linear", lora: bool = False, **settings: Any
 ) -> PrefixConditioningVLM:
     """A captioner of these families, in evaluation; with ``lora``, one whose adapter is not zero."""
+    if vision in ("resnet", "convnext"):  # whose configurations state no size of picture
+        settings = {"image_processor": _SMALL} | settings
     vlm = build_captioner(
         VISION[vision](),
         TEXT[text](),
