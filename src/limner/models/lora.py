@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,10 +93,16 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with seeded(seed), warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for a name that is deprecated there; nothing a user could mend.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    with seeded(seed), _peft_is_older_than_transformers():
         return peft.get_peft_model(lm, settings), sentence  # type: ignore[arg-type,return-value]
+
+
+@contextmanager
+def _peft_is_older_than_transformers() -> Iterator[None]:
+    """peft 0.21 asks transformers 5 for a name that is deprecated there: nothing that a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def apply_adapter(lm: PreTrainedModel, folder: str | Path) -> PeftModel:
@@ -110,7 +118,8 @@ def apply_adapter(lm: PreTrainedModel, folder: str | Path) -> PeftModel:
     import peft
 
     try:
-        return peft.PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
+        with _peft_is_older_than_transformers():
+            return peft.PeftModel.from_pretrained(lm, str(folder), is_trainable=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"The adapter in {folder} does not fit this decoder: {str(error).splitlines()[0]}"
