@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TOKEN, Server, tab
+from browser import ROOT, TOKEN, Server, tab
 
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 VIEWS = [
     "/",
     "/new?verb=pretrain",
     "/new?verb=train",
+    "/new?verb=demo",
     "/compare?runs=finished,captions",
     "/runs/finished",
     "/runs/captions?step=40",

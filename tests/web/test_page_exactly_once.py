@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Server, free_port, tab
+from browser import Server, free_port, tab
 
 from limner.runs import EventWriter, create_run
 from limner.runs.state import process_identity

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from browser import Server
 from playwright.sync_api import expect
+
+
+@pytest.fixture(autouse=True)
+def ended(server: Server) -> Iterator[None]:
+    """No run of a test is left at work: the next one would wait for its turn."""
+    yield
+    for run in server.ask("GET", "/api/runs")["active"]:
+        server.ask("POST", f"/api/runs/{run}/kill")
 
 
 def status(page: Any, name: str) -> None:
@@ -25,8 +36,8 @@ def test_a_run_is_steered_by_mouse(page: Any) -> None:
     page.get_by_role("link", name="New run").first.click()
     page.get_by_text("Pretrain a GPT").click()
     page.get_by_label("Name", exact=True).fill("by-mouse")
-    page.locator("[data-field=steps] input").fill("600")
-    expect(page.locator("pre.command")).to_contain_text("--steps 600")
+    page.locator("[data-field=steps] input").fill("5000")
+    expect(page.locator("pre.command")).to_contain_text("--steps 5000")
     page.get_by_role("button", name="Start").click()
 
     expect(page).to_have_url(re.compile("/runs/by-mouse$"))
@@ -74,6 +85,7 @@ def test_a_run_is_steered_by_keyboard_alone(page: Any) -> None:
             keys.press(name)
 
     def tab_to(selector: str) -> None:
+        page.locator(selector).first.wait_for()
         for _ in range(120):
             if page.evaluate("selector => document.activeElement.matches(selector)", selector):
                 return
@@ -86,8 +98,8 @@ def test_a_run_is_steered_by_keyboard_alone(page: Any) -> None:
     tab_to(".names input")
     keys.type("by-keyboard")
     tab_to("[data-field=steps] input")
-    keys.type("600")
-    expect(page.locator("pre.command")).to_contain_text("--steps 600")
+    keys.type("5000")
+    expect(page.locator("pre.command")).to_contain_text("--steps 5000")
     tab_to("aside button[type=submit]")
     keys.press("Enter")
 

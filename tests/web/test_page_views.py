@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import Server
+from browser import Server
 from playwright.sync_api import expect
 
 

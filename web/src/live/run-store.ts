@@ -26,6 +26,7 @@ export class RunStore {
   readonly id: string;
   /** Tells one opening of a run from the next: a base fetched for another store may be older than this one. */
   readonly key = ++openings;
+  private names: string[] = [];
   private readonly listeners = new Set<() => void>();
   private readonly eventListeners = new Set<(event: RunEvent) => void>();
 
@@ -46,6 +47,14 @@ export class RunStore {
         this.changed();
       },
     });
+  }
+
+  /** The metrics that came, as /series names them; the same list until there are more. */
+  metricNames(): string[] {
+    const { metrics, validation } = this;
+    if (this.names.length !== metrics.columns.size + validation.columns.size)
+      this.names = [...metrics.columns.keys(), ...[...validation.columns.keys()].map((key) => `validation/${key}`)];
+    return this.names;
   }
 
   close(): void {

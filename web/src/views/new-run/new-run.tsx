@@ -17,7 +17,8 @@ import { useCheck } from "./use-check";
 import { PlanCard, plannedSteps } from "./plan-card";
 import "./new-run.css";
 
-const VERBS: Record<string, string> = { pretrain: "Pretrain a GPT", train: "Train a captioner" };
+/** In the order in which they are offered; others follow. */
+const VERBS: Record<string, string> = { pretrain: "Pretrain a GPT", train: "Train a captioner", demo: "The demo" };
 
 export default function NewRun() {
   const schemas = useQuery(schemasQuery);
@@ -26,7 +27,9 @@ export default function NewRun() {
   const model = useQuery({ ...runQuery(from ?? ""), enabled: from !== null });
   if (schemas.error) return <Failure error={schemas.error} what="The settings cannot be read." />;
   if (!schemas.data || (from !== null && model.isPending)) return <Waiting what="Reading the settings …" />;
-  const verbs = Object.keys(schemas.data);
+  const known = Object.keys(VERBS);
+  const place = (verb: string): number => (known.includes(verb) ? known.indexOf(verb) : known.length);
+  const verbs = Object.keys(schemas.data).sort((a, b) => place(a) - place(b));
   const verb = url.get("verb") ?? model.data?.verb ?? verbs[0] ?? "";
   const schema = schemas.data[verb];
   if (!schema) return <p className="empty">This installation has no verb “{verb}” that makes runs.</p>;

@@ -1,6 +1,6 @@
 import { Button, SegmentedControl, Slider, Switch } from "@mantine/core";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
-import { useCallback, useEffect, useMemo, useState } from "react";
+import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from "react";
 import { get, runPath } from "../../api/client";
 import type { Series } from "../../api/types";
 import { LineBook, type XAxis } from "../../charts/book";
@@ -13,7 +13,7 @@ import { formatInteger, toNumber } from "../../format";
 import { MANY_ROWS, type RunStore } from "../../live/run-store";
 import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
-import { useRun, useStoreTicks } from "./context";
+import { useRun } from "./context";
 import { Preparing } from "./preparing";
 import { SamplesAtCursor } from "./samples-at-cursor";
 import { Warnings } from "./warnings";
@@ -26,7 +26,6 @@ type Window = [number, number] | null;
 
 export function Charts() {
   const { id, detail, store, cursor } = useRun();
-  useStoreTicks(store, 1_000);
   const [url, setUrl] = useUrl();
   const unit = detail.unit ?? "tokens";
   const x = xAxis(url.get("x"), unit);
@@ -220,12 +219,8 @@ function xAxis(asked: string | null, unit: string): XAxis {
 
 /** Every metric that the server or the socket has named. A name that only the socket knows is asked for anew. */
 function useNames(store: RunStore, known: string[]): string[] {
-  const live = [
-    ...store.metrics.columns.keys(),
-    ...[...store.validation.columns.keys()].map((key) => `validation/${key}`),
-  ];
-  const all = [...new Set([...known, ...live])].sort().join("\n");
-  return useMemo(() => (all ? all.split("\n") : []), [all]);
+  const live = useSyncExternalStore(store.subscribe, () => store.metricNames());
+  return useMemo(() => [...new Set([...known, ...live])].sort(), [known, live]);
 }
 
 function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, window: Window) {
@@ -242,20 +237,22 @@ function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, wi
     enabled: specs.length > 0,
     placeholderData: keepPreviousData,
   });
-  const rows = (whole.data?.tables.metrics?.total ?? 0) + store.metrics.rows;
+  const based = whole.data?.tables.metrics?.total ?? 0;
+  const reduced = useSyncExternalStore(store.subscribe, () => based + store.metrics.rows > ALL_THERE);
+  const full = useSyncExternalStore(store.subscribe, () => store.metrics.rows > MANY_ROWS);
   const settled = useSettled(window, 150);
   const detail = useQuery({
     queryKey: ["run", id, "series", x, wanted, settled, store.key, store.skips, epoch],
     queryFn: ({ signal }) => fetchSeries(id, x, wanted, settled, signal),
-    enabled: settled !== null && rows > ALL_THERE,
+    enabled: settled !== null && reduced,
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
     placeholderData: keepPreviousData,
   });
-  const base = settled && rows > ALL_THERE ? (detail.data ?? whole.data) : whole.data;
+  const base = settled && reduced ? (detail.data ?? whole.data) : whole.data;
   useEffect(() => {
-    if (store.metrics.rows > MANY_ROWS && !whole.isFetching) setEpoch((count) => count + 1);
-  }, [store.metrics.rows, store, whole.isFetching]);
+    if (full) setEpoch((count) => count + 1);
+  }, [full]);
   useEffect(() => {
     if (epoch > 0 && whole.data && !whole.isPlaceholderData) store.metrics.dropThrough(whole.data.to_seq);
   }, [whole.data, epoch, store, whole.isPlaceholderData]);

@@ -1,8 +1,8 @@
 import { useQuery } from "@tanstack/react-query";
-import { useMemo } from "react";
+import { useMemo, useSyncExternalStore } from "react";
 import { samplesQuery } from "../../api/queries";
 import type { Probe, SampleEvent } from "../../api/types";
-import { useRun, useStoreTicks } from "./context";
+import { useRun } from "./context";
 
 export interface ProbeRow extends Probe {
   /** Samples by step, the newest attempt's where two attempts passed the same step. */
@@ -18,9 +18,8 @@ export interface SampleData {
 
 export function useSamples(): { data: SampleData | null; error: Error | null } {
   const { id, store } = useRun();
-  useStoreTicks(store, 300);
   const { data, error } = useQuery(samplesQuery(id, `${store.key}.${store.skips}`));
-  const live = store.others.length;
+  const live = useSyncExternalStore(store.subscribe, () => store.others.length);
   const arranged = useMemo(() => {
     if (!data) return null;
     const fresh = store.others.slice(0, live).filter((event) => event.type === "sample" && event.seq > data.last_seq);

@@ -1,15 +1,16 @@
 import { useQuery } from "@tanstack/react-query";
+import { useSyncExternalStore } from "react";
 import { get, runPath } from "../../api/client";
 import type { RunEvent } from "../../api/types";
 import { formatInteger } from "../../format";
-import { useRun, useStoreTicks, useSummary } from "./context";
+import { useRun, useSummary } from "./context";
 
 const TYPES = "warning,paused,error,note,complete,stopping,resumed,start,checkpoint,command";
 
 /** The run's events that are words rather than numbers, newest first. */
 export function useJournal(limit: number): RunEvent[] {
   const { id, store } = useRun();
-  useStoreTicks(store, 500);
+  useSyncExternalStore(store.subscribe, () => store.others.length);
   const { data } = useQuery({
     queryKey: ["run", id, "journal", limit, store.key, store.skips],
     queryFn: ({ signal }) =>
