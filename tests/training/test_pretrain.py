@@ -192,6 +192,26 @@ def test_command_line_pretrains_and_generates(tmp_path, capsys, monkeypatch):
     assert [token["logprob"] for token in answer["tokens"]] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch):
+    from limner.runs import Run, send_command
+
+    monkeypatch.chdir(tmp_path)
+    whole = pretrain(tmp_path, "whole", steps=6, eval_freq=3)
+    folder = tmp_path / "cli"
+
+    def stop_at_three(self, step, *_):
+        if step == 3:
+            send_command(folder, "stop")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.journal.Journal.training", stop_at_three)
+        assert main(words(tmp_path, "--steps", "6", "--eval-freq", "3", "--force-new")) == 0
+    assert Run(folder).state().step == 3
+    assert main(["pretrain", "--resume", "cli", "--runs-dir", str(tmp_path)]) == 0
+    resumed = [event["loss"] for event in Run(folder).events() if event["type"] == "metrics"]
+    assert resumed == losses(whole)
+
+
 def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limner.cli.parse import parse
+from limner.cli.parse import option, parse
 from limner.config.pretrain import PRESET_NAMES, PretrainConfig, from_yaml
 
 
@@ -35,28 +35,17 @@ def _configuration(argv: list[str]) -> PretrainConfig:
     """Arguments over the resumed run's settings, or over the YAML file's."""
     argv = list(argv)
     default = None
-    resumed = _value(argv, "--resume")
-    source = _value(argv, "--config", "-c")
+    resumed = option(argv, "--resume")
+    source = option(argv, "--config", "-c")
     if resumed is not None:
         from limner.training.opening import saved_settings
 
-        default = PretrainConfig(**saved_settings(resumed, _value(argv, "--runs-dir") or "runs", "pretrain"))
+        default = PretrainConfig(**saved_settings(resumed, option(argv, "--runs-dir") or "runs", "pretrain"))
     elif source is not None and source not in PRESET_NAMES:
         default = from_yaml(Path(source))
         argv = _without(argv, source)
     config = parse(PretrainConfig, argv, "limner pretrain", default=default)
     return config.model_copy(update={"save_total_limit": 10**9}) if config.save else config
-
-
-def _value(argv: list[str], *names: str) -> str | None:
-    """The value of an option, before tyro reads the rest."""
-    for i, word in enumerate(argv):
-        for name in names:
-            if word == name and i + 1 < len(argv):
-                return argv[i + 1]
-            if word.startswith(name + "="):
-                return word[len(name) + 1 :]
-    return None
 
 
 def _without(argv: list[str], source: str) -> list[str]:

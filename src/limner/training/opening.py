@@ -76,7 +76,8 @@ def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[s
     if run.config["verb"] != verb:
         began = run.config["verb"]
         raise ValueError(f"Run '{run.name}' was begun by `limner {began}`; continue it with that verb.")
-    return dict(run.config["config"])
+    # A run that was begun beside another of its name is now to be continued, not begun once more.
+    return {name: value for name, value in run.config["config"].items() if name != "force_new"}
 
 
 def recorded_machine(config: RunConfig) -> tuple[str, int | None]:
