@@ -29,7 +29,18 @@ def parse(
         argv = [word for word in argv if word != "--debug"]
     argv = _spell_out_flags(argv, {name for name, field in fields.items() if field.annotation == (bool | None)})
     given: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(config_type, args=argv, prog=prog, description=description, **given)
+    if not fields:  # a union of sub-commands
+        return tyro.cli(config_type, args=argv, prog=prog, description=description, **given)
+    # tyro would print a contradiction between settings in pydantic's words. It gets a class that only keeps the
+    # values; the error of the real one becomes one sentence in `limner.cli.main`.
+    values = {"__init__": _keep, "__doc__": config_type.__doc__, "__module__": config_type.__module__}
+    draft: Any = type(config_type.__name__, (config_type,), values)
+    kept = tyro.cli(draft, args=argv, prog=prog, description=description, **given)
+    return config_type(**vars(kept))
+
+
+def _keep(self: Any, **values: Any) -> None:
+    object.__setattr__(self, "__dict__", values)
 
 
 def _spell_out_flags(argv: list[str], undecided: set[str]) -> list[str]:
