@@ -117,6 +117,16 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
+@lru_cache(maxsize=1)
+def compiles() -> bool:
+    """Whether torch.compile works here: on a CPU it needs a C++ compiler and Python's headers (a second, once)."""
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.zeros(64))
+    except RuntimeError:  # every failure of torch's compiler is one
+        return False
+    return True
+
+
 _KEEP_FREED = {-4: 0, -1: 17_179_869_184 - 1, -2: 268_435_456}
 """mallopt parameters: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD."""
 

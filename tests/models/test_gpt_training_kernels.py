@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from limner.device import compiles
 from limner.models.blocked_attention import blocked_attention
 from limner.models.dropout import Dropout, kept, random_bytes
 from limner.models.gpt import GPTConfig, GPTModel
+
+pytestmark = pytest.mark.skipif(not compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
 
 
 def heads(length: int = 300, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from limner.device import compiles
 from limner.training.chunked_loss import summed_cross_entropy
 
 
@@ -77,6 +78,7 @@ def test_no_tensor_of_all_logits_is_ever_made():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
 def test_the_compiled_kernel_gives_the_same():
     data = example(64, 16, 999)
     for a, b in zip(

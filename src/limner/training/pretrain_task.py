@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +17,7 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
-from limner.device import matrix_flops
+from limner.device import compiles, matrix_flops
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
@@ -121,14 +119,16 @@ class PretrainTask(Task):
         return self.total_steps() * self.config.batch_size * self.config.grad_accum_steps * self.training.context
 
     def _worth_compiling(self, device: torch.device, precision: torch.dtype) -> bool:
-        """As asked; else where there is a compiler, and the run is long enough to win back its minute."""
+        """As asked; else where the run is long enough to win back a minute, and there is a compiler."""
         wanted = self.config.compile
-        found = device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
         if wanted is None:
             seconds = self.total_tokens() * self.plan.flops_per_token / (0.1 * matrix_flops(precision, device.type))
-            return found and seconds > COMPILE_FROM_SECONDS
-        if wanted and not found:
-            raise ValueError("--compile needs a C++ compiler (g++ or clang++); install one, or use --no-compile.")
+            return seconds > COMPILE_FROM_SECONDS and compiles()
+        if wanted and not compiles():
+            raise ValueError(
+                "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
+                "python3-dev); install them, or use --no-compile."
+            )
         return wanted
 
     def model_config(self, vocab_size: int | None = None) -> GPTConfig:
