@@ -27,7 +27,7 @@ from limner.decoding import get_decoder, step_model
 from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
 from limner.models.captioner import PrefixConditioningVLM
-from limner.models.stock import expressible, save_captioner
+from limner.models.stock import expressible, save_adapter, save_captioner
 from limner.training.caption_inputs import FeatureInputs, prepare_inputs
 from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.task import Batch, ParameterGroup, Progress, Task
@@ -309,7 +309,7 @@ class CaptionTask(Task):
             if not isinstance(self.vlm.decoder, PeftModel):
                 self.say("There is no adapter to save: the whole decoder was trained.")
                 return
-            self.vlm.decoder.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+            save_adapter(self.vlm, folder / "adapter")
 
     def prune_cache(self) -> None:
         """Removes the feature cache from the disk."""
