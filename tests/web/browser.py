@@ -70,9 +70,9 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def serve(runs: Path) -> Server:
+def serve(runs: Path, port: int | None = None) -> Server:
     """Starts a server on these runs and waits until it answers."""
-    port = free_port()
+    port = port or free_port()
     log = open(runs.parent / f"serve-{port}.txt", "wb")  # noqa: SIM115  the server's for as long as it lives
     words = [sys.executable, str(SERVE), "--runs-dir", str(runs), "--port", str(port), "--token", TOKEN]
     environment = {**os.environ, "LIMNER_FAKE_INTERVAL": "0.03"}

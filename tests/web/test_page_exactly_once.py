@@ -1,4 +1,4 @@
-"""A proxy cuts the socket again and again: the page holds every event once."""
+"""A proxy cuts the socket again and again, the server is killed: the page holds every event once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Server, free_port, tab
+from browser import Server, free_port, serve, tab
+from playwright.sync_api import expect
 
-from limner.runs import EventWriter, create_run
+from limner.runs import EventWriter, Run, create_run
 from limner.runs.state import process_identity
 
 EVENTS = 10_000
@@ -115,3 +117,30 @@ def test_twenty_cuts_in_ten_thousand_events(chromium: Any, server: Server, proxy
             "text => document.querySelector('[data-chart=loss] [role=slider]').ariaValueText.includes(text)",
             arg=f"step {EVENTS - 2:,}:",
         )
+
+
+def test_a_killed_server_comes_back(chromium: Any, tmp_path: Path) -> None:
+    """The trainer never notices; the page goes on where it was, with the whole curve and working buttons."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    server = serve(runs)
+    server.train("on-its-own", "--fake-steps", 100_000, "--fake-interval", 0.02)
+    try:
+        with tab(chromium, server) as page:
+            page.get_by_role("link", name="on-its-own").click()
+            page.wait_for_function("() => (window.limner?.held().ranges[0]?.[1] ?? 0) > 40")
+            server.process.kill()
+            server.process.wait()
+            expect(page.locator(".connection.lost")).to_be_visible()
+            step = len(Run(runs / "on-its-own").events())
+            server.process = serve(runs, server.port).process
+            page.wait_for_function("least => window.limner.held().ranges[0][1] > least", arg=step + 20)
+            held = page.evaluate("window.limner.held()")
+            assert len(held["ranges"]) == 1
+            assert held["duplicates"] == 0
+            page.get_by_role("button", name="Pause").click()
+            expect(page.locator(".run-header .pill")).to_have_text("paused")
+    finally:
+        for process in [server.process, *server.trainers]:
+            process.kill()
+            process.wait()
