@@ -177,7 +177,7 @@ export class PlotView {
     return {
       width: Math.max(host.clientWidth, 100),
       height: Math.max(host.clientHeight, 100),
-      padding: [8, 10, 0, 0],
+      padding: [8, 18, 0, 0],
       legend: { show: false },
       cursor: {
         show: true,

@@ -105,7 +105,7 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
       </td>
       <td className="right">
         {ACTIVE.has(run.status) && run.eta ? formatRange(run.eta) : "–"}
-        <div className="dim small">{run.elapsed > 0 ? `${formatDuration(run.elapsed)} so far` : ""}</div>
+        <div className="dim small">{run.elapsed > 0 && `${ACTIVE.has(run.status) ? "after" : "took"} ${formatDuration(run.elapsed)}`}</div>
       </td>
       <td className="right wide-only" title={formatTime(run.updated)}>
         {formatAgo(run.updated ?? run.created)}
