@@ -15,7 +15,7 @@ from torch import Tensor
 from limner.decoding.weights import Matrix, stacked
 
 Linear = Callable[[Tensor], Tensor]
-"""x (M, in) float -> (M, out), in the precision of the matrix."""
+"""x (..., in) of any float type -> (..., out), in the precision of the matrix."""
 
 
 def pack(matrix: Matrix, dtype: torch.dtype, quantize: str | None) -> Linear:
@@ -40,7 +40,8 @@ class _Shared:
         self.dtype = matrix.weights[0].dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
         outputs = [F.linear(x, weight, bias) for weight, bias in self.parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
@@ -58,7 +59,8 @@ class _Plain:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
@@ -78,18 +80,34 @@ class _Int8:
         self.packed = weight.device.type == "cpu" and _has_int8()
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None) if self.packed else rounded
         self.zeros = torch.zeros(len(rounded), dtype=torch.int64, device=weight.device)
+        self.middle = torch.tensor(128.5, device=weight.device)
+        self.input_scale = self.scale / 127
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
             return y if self.bias is None else y + self.bias.to(x.dtype)
-        x = x.float()
-        scale = x.abs().amax(-1, keepdim=True).mul_(1 / 127)  # (M, 1)
-        # A row of zeros has scale 0 and becomes NaN here, then some integer; times its scale it is 0 again.
-        rounded = (x / scale).round_().to(torch.int8)
+        if x.dtype != torch.float32:
+            x = x.float()
+        largest = torch.amax(x.abs(), -1, True)  # (..., 1)
+        # -127 .. 127 become 1 .. 255 (oneDNN has slow paths for signed inputs); the cast cuts, the half rounds. A
+        # row of zeros becomes NaN here, then some integer; times its largest value it is 0 again.
+        rounded = torch.add(self.middle, x / largest, alpha=127).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 0, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        ).mul_(scale)
+            rounded,
+            1.0,
+            128,
+            self.weight,
+            self.input_scale,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        ).mul_(largest)
         return y if self.bias is None else y.add_(self.bias)
 
 

@@ -1,0 +1,155 @@
+"""Keys and values of a batch: one block, allocated once, in which nothing moves that need not.
+
+A prefix is read once and lies in one *slot*. All rows (beams) of the prefix look at it there. Each step writes the
+keys and values of the rows' new tokens side by side behind it, and they stay where they are: that beams are
+reordered only changes the mask, which says at which of them each row looks. A finished prefix leaves a hole, into
+which the last one is moved: one copy, however large the batch is.
+
+Letters in the shape comments:
+    L  layers     A  prefixes running     G  rows of each     R = A G rows     S  positions     K  head width
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NEVER = float("-inf")
+
+
+class KVState:
+    """Where a batch stands.
+
+    Args:
+        shape: (L, 2, A, heads, S, K): layers, keys and values, slots, key-value heads, positions, head width.
+        position: (A,) the position of each prefix's next token, or (1,) where it is the same in all.
+        real: (A, P) bool, False where a prefix is padded; None: nowhere.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, position: Tensor, longest: int, real: Tensor | None
+    ) -> None:
+        self.device = position.device
+        self._hold(torch.empty(shape, dtype=dtype, device=self.device))
+        self.used = 0
+        """Positions filled."""
+        self.longest = longest
+        """The greatest number of real positions of a row."""
+        self.num_rows = 1
+        """G."""
+        self.position = position
+        self.slots = torch.arange(shape[2], device=self.device)
+        """(A,) the slot of each running prefix: a permutation of 0 .. A - 1."""
+        self.back: Tensor | None = None
+        """(A,) which running prefix lies in each slot; None where they lie in order."""
+        self.mask: Tensor | None = None
+        """(A, G, S) by slot, added to the scores: 0 or -inf; None where every row sees everything."""
+        if real is not None:
+            self.mask = self._hidden(shape[2], 1)
+            self.mask[:, 0, : real.shape[1]].masked_fill_(real, 0.0)
+
+    def _hold(self, block: Tensor) -> None:
+        self.block = block  # (L, 2, A0, heads, S, K); slots beyond A are free
+        self.layers = block.unbind(0)
+
+    @property
+    def num_prefixes(self) -> int:
+        return len(self.slots)
+
+    def by_slot(self, rows: Tensor) -> Tensor:
+        """Values of the rows (R, ...), put as their prefixes lie in the slots."""
+        if self.back is None:
+            return rows
+        return rows.unflatten(0, (-1, self.num_rows))[self.back].flatten(0, 1)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """The other way round."""
+        if self.back is None:
+            return values
+        return values.unflatten(0, (-1, self.num_rows))[self.slots].flatten(0, 1)
+
+    def begin_step(self, heads_per_key: int) -> Tensor | None:
+        """Makes room for a token of each row and shows it to its row.
+
+        Returns:
+            What is added to the scores: (A, 1, G heads_per_key, used + G), or None for nothing.
+        """
+        self._ensure_room()
+        self.longest += 1
+        if self.mask is None:
+            return None
+        new = slice(self.used, self.used + self.num_rows)
+        self.mask[:, :, new].diagonal(dim1=1, dim2=2).zero_()
+        return self.mask[:, :, : new.stop].repeat_interleave(heads_per_key, 1)[:, None]
+
+    def end_step(self) -> None:
+        self.used += self.num_rows
+        self.position = self.position + 1
+
+    def _ensure_room(self) -> None:
+        missing = self.used + self.num_rows - self.block.shape[4]
+        if missing > 0:  # the caller asked for fewer rows than it then made
+            more = max(missing, self.num_rows * 32)
+            self._hold(F.pad(self.block, (0, 0, 0, more)))
+            if self.mask is not None:
+                self.mask = F.pad(self.mask, (0, more), value=_NEVER)
+
+    def _hidden(self, A: int, G: int) -> Tensor:
+        """A mask that hides everything: rows are shown what they may see as it comes."""
+        return torch.full((A, G, self.block.shape[4]), _NEVER, dtype=self.block.dtype, device=self.device)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row ``rows[i]`` was.
+
+        Rows of one prefix that stand together share its slot, if every prefix keeps equally many; otherwise every
+        row gets a copy of its own.
+        """
+        A, G = self.num_prefixes, self.num_rows
+        if len(rows) == A * G and _in_order(rows):
+            return
+        prefixes, counts = torch.unique_consecutive(rows // G, return_counts=True)
+        num_rows = int(counts[0])
+        regular = bool((counts == num_rows).all()) and len(prefixes.unique()) == len(prefixes)
+        if not regular:
+            prefixes, num_rows = rows // G, 1
+        mask = self.mask
+        if mask is None and max(G, num_rows) > 1:
+            mask = self._hidden(A, G)
+            mask[:, :, : self.used] = 0.0
+        if mask is not None:
+            mask = mask[self.slots].flatten(0, 1)[rows].unflatten(0, (len(prefixes), num_rows))
+        old = self.slots[prefixes]  # (A',) where the prefixes lie now
+        if regular:
+            self.slots = self._fill_holes(old)
+        else:
+            self._hold(self.block[:, :, old])
+            self.position = self.position if len(self.position) == 1 else self.position[old]
+            self.slots = torch.arange(len(old), device=self.device)
+        self.back = None if _in_order(self.slots) else self.slots.argsort()
+        self.mask = None if mask is None else mask if self.back is None else mask[self.back]
+        self.num_rows = num_rows
+
+    def _fill_holes(self, old: Tensor) -> Tensor:
+        """Moves prefixes that lie beyond their new number A' into the slots that came free; the new slots (A',)."""
+        A = len(old)
+        if self.num_prefixes == A:
+            return old
+        new = old.clone()
+        taken = torch.zeros(self.num_prefixes, dtype=torch.bool, device=self.device)
+        taken[old] = True
+        holes = (~taken[:A]).nonzero()[:, 0]
+        beyond = (old >= A).nonzero()[:, 0]
+        for hole, index in zip(holes.tolist(), beyond.tolist(), strict=True):
+            source = int(old[index])
+            self.block[:, :, hole, :, : self.used] = self.block[:, :, source, :, : self.used]
+            if len(self.position) > 1:
+                self.position[hole] = self.position[source]
+            new[index] = hole
+        if len(self.position) > 1:
+            self.position = self.position[:A]
+        return new
+
+
+def _in_order(indices: Tensor) -> bool:
+    return bool((indices == torch.arange(len(indices), device=indices.device)).all())
