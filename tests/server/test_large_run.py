@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ServerProcess, until, write_run
+from server_process import ServerProcess, until, write_run
 
 METRICS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_mb", "epoch", "tokens", "mfu")
 LINE = (

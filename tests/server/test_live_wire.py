@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import BEARER, ServerProcess, until, write_run
+from server_process import BEARER, ServerProcess, until, write_run
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as _connect

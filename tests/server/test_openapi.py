@@ -9,9 +9,9 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-from conftest import BEARER, FAKE_WORKER, TOKEN, write_run
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from server_process import BEARER, FAKE_WORKER, TOKEN, write_run
 from starlette.testclient import TestClient
 
 from limner.config.serve import ServeConfig

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE_WORKER, TOKEN, ServerProcess, until, write_run
 from PIL import Image
+from server_process import FAKE_WORKER, TOKEN, ServerProcess, until, write_run
 from starlette.testclient import TestClient
 
 from limner.config.serve import ServeConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BEARER, TOKEN, until
+from server_process import BEARER, TOKEN, until
 from starlette.testclient import TestClient
 
 from limner.config.serve import ServeConfig

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import write_run
+from server_process import write_run
 from starlette.testclient import TestClient
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BEARER, TOKEN, ServerProcess, write_run
+from server_process import BEARER, TOKEN, ServerProcess, write_run
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import InvalidStatus

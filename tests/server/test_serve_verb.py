@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import FAKE_TRAINER, write_run
+from server_process import FAKE_TRAINER, write_run
 from starlette.testclient import TestClient
 
 from limner.cli.serve import listen

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE_TRAINER, ServerProcess, until
+from server_process import FAKE_TRAINER, ServerProcess, until
 from starlette.testclient import TestClient
 
 
