@@ -136,6 +136,8 @@ def _shuffled(scenes: Sequence[Scene], seed: int) -> list[Scene]:
 def _cards(captioned: Captioned) -> list[Card]:
     rows = zip(captioned.scenes, captioned.captions, captioned.accepted, strict=True)
     return [
-        Card(scene.picture(), caption, None if right else scene.captions(1)[0])
+        Card(
+            scene.picture(), caption, None if right else min(scene.all_captions, key=lambda text: (len(text), text))
+        )
         for scene, caption, right in list(rows)[: COLUMNS * SHEET_ROWS]
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = 6
-PICTURE, GAP, MARGIN, TEXT = 192, 24, 40, 76
+PICTURE, GAP, MARGIN, TEXT = 192, 24, 40, 94
 """Sides in pixels: a picture, the space between cards, the sheet's margin, the room below a picture for words."""
 PAPER, INK, GREY, GREEN, RED = "#fbfaf6", "#23262d", "#7b7f88", "#2f7d5b", "#c0392b"
 OVERSAMPLING = 2
@@ -66,7 +66,7 @@ def _draw_card(sheet: Image.Image, pen: ImageDraw.ImageDraw, card: Card, left: i
     lines = [(line, RED if wrong else INK) for line in _wrapped(card.said)]
     if card.expected is not None:
         lines += [(line, GREY) for line in _wrapped(card.expected)]
-    for number, (line, colour) in enumerate(lines[:4]):
+    for number, (line, colour) in enumerate(lines):
         pen.text((k * left, k * (top + PICTURE + 7 + 16 * number)), line, colour, _font(13))
 
 
