@@ -219,3 +219,23 @@ def test_runs_from_the_terminal(run: Run, tmp_path: Path, capsys: pytest.Capture
     assert "is completed; `pause` needs it running" in capsys.readouterr().err
     assert main(["runs", "delete", "one", "--yes", *where]) == 0
     assert not run.path.exists()
+
+
+def test_a_folder_is_measured_while_a_trainer_renames_in_it(run: Run) -> None:
+    """Checkpoints are written aside, renamed and pruned at any time; what vanishes in mid-count is not an error."""
+    (run.path / "model.safetensors").write_bytes(b"x" * 1000)
+    still = run.size()
+    churn = (
+        "import os, shutil, sys\n"
+        "for k in range(10**6):\n"
+        "    os.makedirs(aside := f'{sys.argv[1]}/.step-{k}')\n"
+        "    for n in range(20): open(f'{aside}/{n}', 'w').close()\n"
+        "    os.rename(aside, done := f'{sys.argv[1]}/step-{k}')\n"
+        "    shutil.rmtree(done)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", churn, str(run.checkpoints_path)])
+    try:
+        assert {run.size() for _ in range(500)} == {still}
+    finally:
+        trainer.kill()
+        trainer.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -90,8 +91,13 @@ class Run:
         )
 
     def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
+        """Bytes on disk. A trainer at work renames and prunes meanwhile: what vanishes while it is counted is not."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def delete(self) -> None:
         """Removes the folder.
