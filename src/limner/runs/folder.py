@@ -91,7 +91,7 @@ class Run:
         )
 
     def size(self) -> int:
-        """Bytes on disk. A trainer at work renames and prunes meanwhile: what vanishes while it is counted is not."""
+        """Bytes on disk. What a trainer at work renames or prunes meanwhile is not counted."""
         total = 0
         for folder, _, names in os.walk(self.path):
             for name in names:
