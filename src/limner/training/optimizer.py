@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limner.training.muon import Muon
 from limner.training.task import ParameterGroup
 
 
@@ -72,8 +73,8 @@ def build_optimizer(groups: list[ParameterGroup], betas: tuple[float, float] = (
                 }
                 (muon if decay and group.optimizer == "muon" else adamw).append(made)
     parts: list[torch.optim.Optimizer] = []
-    if muon:  # its steps are scaled to the size of AdamW's, so that one learning rate serves both
-        parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+    if muon:
+        parts.append(Muon(muon))
     if adamw:
         parts.append(torch.optim.AdamW(adamw, betas=betas, fused=True))
     if not parts:
