@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            of_shape: defaultdict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            of_shape: defaultdict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     of_shape[parameter.shape].append(parameter)
