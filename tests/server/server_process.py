@@ -17,6 +17,8 @@ from limner.runs import EventWriter, create_run
 
 HERE = Path(__file__).parent
 TOKEN = "test-token-0123456789"
+PATIENCE = 60.0
+"""Seconds that a test waits for what takes a moment: a busy machine takes many."""
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 FAKE_TRAINER = [sys.executable, str(HERE / "fake_trainer.py")]
 FAKE_WORKER = [sys.executable, str(HERE / "fake_worker.py")]
@@ -38,8 +40,8 @@ class ServerProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.port = int(line.split("127.0.0.1:")[1].split("/")[0])
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=BEARER, timeout=30)
-        until(lambda: self._answers(), 20)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=BEARER, timeout=PATIENCE)
+        until(lambda: self._answers())
 
     def _answers(self) -> bool:
         try:
@@ -63,10 +65,10 @@ class ServerProcess:
 
     def kill(self, with_signal: int = signal.SIGKILL) -> None:
         self.process.send_signal(with_signal)
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
-def until(true: Callable[[], Any], seconds: float) -> Any:
+def until(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Waits for something to become true, and returns it."""
     deadline = time.monotonic() + seconds
     while not (found := true()):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from server_process import ServerProcess, until, write_run
 
 METRICS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_mb", "epoch", "tokens", "mfu")
@@ -36,13 +36,19 @@ def test_a_million_points(serve: Callable[..., ServerProcess], runs_dir: Path) -
     server = serve()
     query = f"/api/runs/million/series?metrics={','.join(METRICS)}&points=600"
     # The server indexes what it finds when it starts; a person takes a moment to open the page and the run.
-    until(lambda: server.get("/api/runs")["runs"][0]["seq"] == 1_000_001, 30)
+    until(lambda: server.get("/api/runs")["runs"][0]["seq"] == 1_000_001)
 
-    began = time.monotonic()
+    process = psutil.Process(server.process.pid)
+
+    def work() -> float:
+        """Seconds of the server's processor time so far: a busy machine changes them little."""
+        times = process.cpu_times()
+        return times.user + times.system
+
+    began = work()
     answer = server.http.get(query, headers={"accept-encoding": "identity"})
-    first_chart = time.monotonic() - began
     assert len(answer.content) < 500_000
-    assert first_chart < 2.0, first_chart
+    assert work() - began < 2.0
     segment = answer.json()["tables"]["metrics"]["segments"][0]
     assert segment["rows"] == 1_000_000 and set(segment["series"]) == set(METRICS)
     loss = segment["series"]["loss"]
@@ -51,15 +57,15 @@ def test_a_million_points(serve: Callable[..., ServerProcess], runs_dir: Path) -
     low, high = 1, 1_000_000
     while high - low > 50:  # zoom in on the spike, from all to fifty steps
         low, high = spike - (spike - low) // 3, spike + (high - spike) // 3
-        began = time.monotonic()
+        began = work()
         answer = server.http.get(f"{query}&from={low}&to={high}", headers={"accept-encoding": "identity"})
-        assert time.monotonic() - began < 0.3
+        assert work() - began < 0.3
         assert len(answer.content) < 500_000
         shown = answer.json()["tables"]["metrics"]["segments"][0]
         values = shown["series"]["loss"].get("max") or shown["series"]["loss"]["value"]
         assert max(values) == 99.5
         assert shown["rows"] in range(high - low + 1, high - low + 4)
 
-    began = time.monotonic()
+    began = work()
     page = server.get("/api/runs/million/events?after_seq=700000&limit=1000")
-    assert page["events"][0]["seq"] == 700_001 and time.monotonic() - began < 0.5
+    assert page["events"][0]["seq"] == 700_001 and work() - began < 0.5

@@ -50,18 +50,18 @@ def test_pretrain_steer_and_try(runs_dir: Path, tmp_path: Path) -> None:
 
         settings = SETTINGS | {"cache_dir": str(tmp_path / "cache")}
         ask("POST", "/runs", 201, json={"verb": "pretrain", "name": "tiny", "config": settings})
-        until(lambda: run()["step"] >= 20, 60)
+        until(lambda: run()["step"] >= 20)
         ask("POST", "/runs/tiny/pause", 202)
-        until(lambda: run()["status"] == "paused", 10)
+        until(lambda: run()["status"] == "paused")
         asked = ask("POST", "/runs/tiny/sample?wait=20", 202, json={"prompt": "The", "settings": {"max_tokens": 5}})
         assert asked["event"]["prompt"] == "The" and asked["event"]["text"]
         ask("POST", "/runs/tiny/stop", 202)
-        stopped = until(lambda: (found := run())["status"] == "stopped" and found, 20)
+        stopped = until(lambda: (found := run())["status"] == "stopped" and found)
         assert stopped["resumable"] and stopped["step"] < 400
         config = json.loads((runs_dir / "tiny" / "config.json").read_text())["config"]
         assert config["save_total_limit"] > 1000  # what the verb made of --save, not what was asked
         ask("POST", "/runs/tiny/resume", 202)
-        done = until(lambda: (found := run())["status"] == "completed" and found, 60)
+        done = until(lambda: (found := run())["status"] == "completed" and found)
         assert (done["step"], done["model"], len(done["attempts"])) == (400, True, 2)
         assert {"loss", "tokens_per_second", "validation/eval_loss"} <= set(done["metrics"])
         steps = ask("GET", "/runs/tiny/series?metrics=loss&points=4000")["tables"]["metrics"]["segments"]

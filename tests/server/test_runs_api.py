@@ -10,6 +10,9 @@ import pytest
 from server_process import write_run
 from starlette.testclient import TestClient
 
+from limner.runs import Run
+from limner.runs.folder import write_config
+
 
 def test_list_and_detail(client: TestClient, runs_dir: Path) -> None:
     write_run(runs_dir, "older", [3.0, 2.0])
@@ -75,7 +78,20 @@ def test_delete_tells_its_size_and_refuses_what_is_at_work(client: TestClient, r
     assert client.get("/api/runs/done").json()["bytes"] == size
     assert client.delete("/api/runs/done").json() == {"id": "done", "bytes": size}
     assert not done.exists() and client.get("/api/runs/done").status_code == 404
-    assert not list(runs_dir.glob(".deleted*"))
+    assert not list(runs_dir.glob(".*done*"))
+
+
+def test_a_new_run_of_an_old_name_is_a_new_run(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "r", [1.0, 2.0])
+    assert client.get("/api/runs/r").json()["seq"] == 4
+    client.delete("/api/runs/r")
+    write_run(runs_dir, "r", [5.0] * 8)
+    assert not client.app.state.runs.find("r").gone  # type: ignore[attr-defined]
+    assert client.get("/api/runs/r").json()["seq"] == 10
+    Run(runs_dir / "r").delete()  # in the terminal
+    write_config(write_run(runs_dir, "r", [7.0] * 9), "train", {"lr": 1.0})
+    told = client.get("/api/runs/r").json()
+    assert (told["seq"], told["verb"], told["config"], told["last"]["loss"]) == (11, "train", {"lr": 1.0}, 7.0)
 
 
 def test_log_tail_and_following(client: TestClient, runs_dir: Path) -> None:

@@ -127,7 +127,7 @@ def test_websocket_is_guarded_alike(serve: Callable[..., ServerProcess]) -> None
     own = f"http://127.0.0.1:{server.port}"
     with connect(f"{server.address}/ws/runs/x", additional_headers=BEARER, origin=own) as socket:
         with pytest.raises(Exception):  # noqa: B017  whatever the library says when closed
-            socket.recv(5)
+            socket.recv(60)
         assert socket.close_code == 4404
 
 

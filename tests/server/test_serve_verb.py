@@ -48,7 +48,7 @@ def test_the_printed_address_opens_the_page(runs_dir: Path) -> None:
                 assert client.get(address.split("/?")[0] + "/api/runs").json() == {"runs": [], "active": []}
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) in (0, 130)
+            assert process.wait(60) in (0, 130)
 
 
 def test_an_address_that_is_not_ours_is_one_sentence(runs_dir: Path) -> None:

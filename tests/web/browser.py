@@ -19,7 +19,7 @@ PAGE = ROOT / "src" / "limner" / "server" / "page" / "index.html"
 SERVE = ROOT / "tests" / "server" / "serve_fake.py"
 TRAINER = ROOT / "tests" / "server" / "fake_trainer.py"
 TOKEN = "token-of-the-page-tests"
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 """How long a test waits for what takes a moment: a busy machine takes many."""
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 CHROMIUM += ["--disable-component-update", "--disable-sync"]
@@ -43,7 +43,7 @@ class Server:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         data = b"{}" if method == "POST" else None
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def train(self, name: str, *arguments: object, verb: str = "pretrain", wait: bool = False) -> None:
@@ -61,7 +61,7 @@ class Server:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.trainers.append(process)
         if wait:
-            process.wait(30)
+            process.wait(120)
 
 
 def free_port() -> int:
@@ -77,7 +77,7 @@ def serve(runs: Path, port: int | None = None) -> Server:
     words = [sys.executable, str(SERVE), "--runs-dir", str(runs), "--port", str(port), "--token", TOKEN]
     environment = {**os.environ, "LIMNER_FAKE_INTERVAL": "0.03"}
     server = Server(runs, port, subprocess.Popen(words, stdout=log, stderr=log, env=environment))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"{server.url}/api/health", timeout=1).close()

@@ -104,9 +104,7 @@ def test_twenty_cuts_in_ten_thousand_events(chromium: Any, server: Server, proxy
             )
         write(writer, EVENTS - 1 - writer.seq)
         writer.write("complete", writer.seq, reason="completed", metrics={}, interrupted=False)
-        page.wait_for_function(
-            "last => window.limner.held().ranges.at(-1)?.[1] === last", arg=EVENTS, timeout=20_000
-        )
+        page.wait_for_function("last => window.limner.held().ranges.at(-1)?.[1] === last", arg=EVENTS)
         held = page.evaluate("window.limner.held()")
         assert held["ranges"] == [[2, EVENTS]], json.dumps(held)
         assert held["count"] == EVENTS - 1

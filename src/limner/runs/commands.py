@@ -67,7 +67,10 @@ class CommandQueue:
 
     def poll(self) -> list[Command]:
         """Takes all waiting commands, oldest first. An unreadable file is taken away and named ``invalid``."""
-        mtime = os.stat(self.folder).st_mtime_ns
+        try:
+            mtime = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:  # cleared away by hand; whoever asks makes it anew
+            return []
         if mtime == self._seen_mtime:
             return []
         commands = []
@@ -75,6 +78,8 @@ class CommandQueue:
             try:
                 body = json.loads(path.read_text())
                 command = Command(str(body["id"]), str(body["name"]), dict(body["arguments"]), float(body["time"]))
+            except FileNotFoundError:  # taken back
+                continue
             except (ValueError, KeyError, TypeError):
                 command = Command(path.stem, "invalid")
             path.unlink(missing_ok=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,17 +63,22 @@ class Run:
 
     def log_tail(self, lines: int = 50) -> list[str]:
         """The last lines of the trainer's output."""
-        if not self.log_path.exists():
+        try:
+            file = open(self.log_path, "rb")  # noqa: SIM115  closed by the `with` below
+        except FileNotFoundError:
             return []
-        with open(self.log_path, "rb") as file:
+        with file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 400 * lines))
             return file.read().decode("utf-8", "replace").splitlines()[-lines:]
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first (a name that does not begin with a dot is complete)."""
-        if not self.checkpoints_path.is_dir():
+        try:
+            names = os.listdir(self.checkpoints_path)
+        except FileNotFoundError:
             return []
-        return sorted(path for path in self.checkpoints_path.glob("step-*") if path.is_dir())
+        paths = [self.checkpoints_path / name for name in sorted(names) if name.startswith("step-")]
+        return [path for path in paths if path.is_dir()]
 
     def state(self, events: list[Event] | None = None) -> RunState:
         """What the run is doing now. ``events``: the whole log, where the caller has read it already."""
@@ -91,13 +98,8 @@ class Run:
         )
 
     def size(self) -> int:
-        """Bytes on disk. What a trainer at work renames or prunes meanwhile is not counted."""
-        total = 0
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    total += os.lstat(os.path.join(folder, name)).st_size
-        return total
+        """Bytes on disk."""
+        return folder_size(self.path)
 
     def delete(self) -> None:
         """Removes the folder.
@@ -107,7 +109,33 @@ class Run:
         """
         if self.state().status.active:
             raise ValueError(f"Run '{self.name}' is at work; stop it first: limner runs stop {self.name}")
-        shutil.rmtree(self.path)
+        remove_folder(self.path)
+
+
+def folder_size(path: Path) -> int:
+    """Bytes below ``path``. Trainers rename and prune meanwhile: what vanishes while it is counted is not."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder. It vanishes at once, by a rename, so that nobody sees half of it.
+
+    Raises:
+        FileNotFoundError: it is not there; of two who remove it one is too late.
+    """
+    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    path.rename(grave)
+    while grave.exists():
+        try:
+            shutil.rmtree(grave)
+        except OSError as error:  # somebody else clears it away as well, or still wrote into it: again
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
 
 
 def check_name(name: str) -> str:
@@ -173,8 +201,13 @@ def list_runs(runs_dir: Path | str) -> list[Run]:
     root = Path(runs_dir)
     if not root.is_dir():
         return []
-    runs = [Run(path) for path in root.iterdir() if (path / "config.json").is_file() and not path.is_symlink()]
-    return sorted(runs, key=lambda run: (run.path / "config.json").stat().st_mtime, reverse=True)
+    found = []
+    for path in root.iterdir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no run, or deleted while we look
+            written = (path / "config.json").stat().st_mtime
+            if not path.is_symlink():
+                found.append((written, path))
+    return [Run(path) for _, path in sorted(found, reverse=True)]
 
 
 def _versions() -> dict[str, str]:

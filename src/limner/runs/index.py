@@ -25,6 +25,7 @@ TABLES = ("metrics", "validation")
 MOST_COLUMNS = 512
 """A table stops growing wider here: a log whose keys never end must not eat the memory."""
 _HEAD = frozenset({"seq", "attempt", "step", "time", "type"})
+_HEAD_BYTES = 200
 _BLOCK = 1 << 20
 _LINES = 256
 """Lines parsed at a time: their objects then fit the processor's cache (four times as fast as one big array)."""
@@ -78,6 +79,8 @@ class RunIndex:
     def _forget(self) -> None:
         self.offset = 0
         self.inode = 0
+        self.head = b""
+        """The file's first bytes, with the first event's time: inodes are used again, and this tells other logs."""
         self._offsets = Grower(np.int64)
         self._types = Grower(np.uint8)
         self.tables = {name: Table() for name in TABLES}
@@ -117,11 +120,15 @@ class RunIndex:
                 return 0
             with file:
                 stat = os.fstat(file.fileno())
-                if stat.st_size < self.offset or stat.st_ino != self.inode:
+                other = stat.st_ino != self.inode or file.read(len(self.head)) != self.head
+                if stat.st_size < self.offset or other:
                     self._forget()
                     self.inode = stat.st_ino
                 if stat.st_size == self.offset:
                     return 0
+                if not self.offset:
+                    file.seek(0)
+                    self.head = file.read(_HEAD_BYTES).partition(b"\n")[0]
                 before = self.last_seq
                 file.seek(self.offset)
                 rest = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+log = logging.getLogger("limner.server")
 Code = Literal[
     "wrong_input",
     "wrong_state",
@@ -113,7 +115,14 @@ def install(app: FastAPI) -> None:
         detail = ErrorDetail(code=code, message=str(error.detail))
         return JSONResponse({"error": detail.model_dump()}, error.status_code, headers=error.headers)
 
+    async def vanished(request: Request, error: Exception) -> JSONResponse:
+        # Trainers prune and people delete while we look; what can be told without the file is told by the routes.
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+        refusal = Refusal("not_found", "It has been deleted, or moved away, while it was looked at.")
+        return JSONResponse(refusal.body, refusal.status)
+
     app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(FileNotFoundError, vanished)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
 

@@ -81,7 +81,10 @@ def describe(path: Path, id: str, label: str, run: str | None = None) -> ModelIn
     kind = kind_of(path)
     if kind is None:
         return None
-    weights = sorted(path.rglob("*.safetensors"))
+    try:
+        weights = {file: file.stat() for file in sorted(path.rglob("*.safetensors"))}
+    except FileNotFoundError:  # its trainer is replacing it
+        return None
     if not weights:
         return None
     return ModelInfo(
@@ -89,11 +92,11 @@ def describe(path: Path, id: str, label: str, run: str | None = None) -> ModelIn
         kind=kind,
         label=label,
         path=str(path),
-        bytes=sum(file.stat().st_size for file in weights),
+        bytes=sum(stat.st_size for stat in weights.values()),
         parameters=sum(count_parameters(file) for file in weights) or None,
         run=run,
         step=None,
-        modified=max(file.stat().st_mtime for file in weights),
+        modified=max(stat.st_mtime for stat in weights.values()),
     )
 
 

@@ -200,7 +200,10 @@ async def _serve(socket: WebSocket, name: str, subscribe_after: float | None = N
     try:
         # Disconnects end here, also those that show only as a send after the close.
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await client.talk()
+            try:
+                await client.talk()
+            except (Refusal, FileNotFoundError):  # deleted while it was read
+                await socket.close(4404, "the run has been deleted")
     finally:
         if waiting is not None:
             waiting.cancel()

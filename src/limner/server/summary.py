@@ -228,13 +228,11 @@ def report(run: Run, index: RunIndex, summary: RunSummary) -> dict[str, Any]:
 def _evaluation(folder: Path) -> dict[str, Any] | None:
     """What a verb wrote of its final evaluation, where it did."""
     for name in ("evaluation.json", "demo.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError:
-                continue
-            return found if isinstance(found, dict) else None
+        try:
+            found = json.loads((folder / name).read_text())
+        except (FileNotFoundError, ValueError):
+            continue
+        return found if isinstance(found, dict) else None
     return None
 
 

@@ -37,6 +37,7 @@ class Watched:
 
     def __init__(self, run: Run, recorded: bool) -> None:
         self.run, self.recorded = run, recorded
+        self.config_stamp = _stamp(run.path / "config.json")
         self.index = RunIndex(run.events_path)
         self.summary: RunSummary | None = None
         self.stamp: tuple[object, ...] = ()
@@ -87,9 +88,12 @@ class Runs:
             if root is not None and _is_run(root, name):
                 with self._lock:
                     watched = self._watched.get(name)
-                    if watched is None or watched.run.path != root / name:
+                    if watched is None or watched.gone or watched.run.path != root / name:
                         watched = Watched(_opened(root / name), recorded=root == self.recorded_dir)
                         self._watched[name] = watched
+                    elif (stamp := _stamp(root / name / "config.json")) != watched.config_stamp:
+                        # Written anew by its verb, or a new run of an old name; the index sees that for itself.
+                        watched.run, watched.config_stamp = _opened(root / name), stamp
                 watched.used = time.monotonic()
                 return watched
         with self._lock:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from limner.runs.events import EVENT_TYPES
+from limner.runs.folder import folder_size, remove_folder
 from limner.runs.series import series
 from limner.server.errors import Refusal, responses
 from limner.server.summary import RunDetail, RunSummary, describe, read_labels, report, write_labels
@@ -142,11 +142,7 @@ async def delete(request: Request, id: str) -> Deleted:
         raise Refusal("wrong_state", f"Run '{id}' is at work; stop it first.", state=summary.status)
     request.app.state.launcher.withdraw(id)
     size = await asyncio.to_thread(watched.run.size)
-    # Renamed first, so that it vanishes at once, whatever its size.
-    grave = watched.run.path.with_name(f".deleted-{id}")
-    await asyncio.to_thread(shutil.rmtree, grave, ignore_errors=True)
-    watched.run.path.rename(grave)
-    await asyncio.to_thread(shutil.rmtree, grave)
+    await asyncio.to_thread(remove_folder, watched.run.path)
     watched.gone = True
     watched.ring()
     return Deleted(id=id, bytes=size)
@@ -233,14 +229,15 @@ async def samples(
     return await asyncio.to_thread(read)
 
 
-@router.get("/{id}/samples/{file}", response_class=FileResponse, responses=responses(404))
-async def sample_picture(request: Request, id: str, file: str) -> FileResponse:
+@router.get("/{id}/samples/{file}", response_class=Response, responses=responses(404))
+async def sample_picture(request: Request, id: str, file: str) -> Response:
     """A probe's picture. Its name is its hash: it never changes."""
     path = inside(_runs(request).find(id).run.samples_path, file, "picture")
     kind = PICTURES.get(path.suffix.lower())
     if kind is None or not path.is_file():
         raise Refusal("not_found", f"There is no picture '{file[:100]}' here.")
-    return FileResponse(path, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
+    content = await asyncio.to_thread(path.read_bytes)
+    return Response(content, media_type=kind, headers={"cache-control": "private, max-age=31536000, immutable"})
 
 
 @router.get("/{id}/log", response_model=LogPart, responses=responses(404))
@@ -254,12 +251,18 @@ async def log(
     run = _runs(request).find(id).run
 
     def read() -> LogPart:
-        size = run.log_path.stat().st_size if run.log_path.is_file() else 0
-        if offset is None:
-            return LogPart(lines=run.log_tail(lines), offset=size, size=size)
-        if size == 0 or offset >= size:
-            return LogPart(text="", offset=min(offset, size), size=size)
-        with open(run.log_path, "rb") as file:
+        try:
+            file = open(run.log_path, "rb")  # noqa: SIM115  closed by the `with` below
+        except FileNotFoundError:  # it has said nothing yet
+            return LogPart(
+                lines=[] if offset is None else None, text=None if offset is None else "", offset=0, size=0
+            )
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if offset is None:
+                return LogPart(lines=run.log_tail(lines), offset=size, size=size)
+            if offset >= size:
+                return LogPart(text="", offset=size, size=size)
             file.seek(offset)
             part = file.read(MOST_LOG_BYTES)
         return LogPart(text=part.decode("utf-8", "replace"), offset=offset + len(part), size=size)
@@ -291,10 +294,8 @@ async def delete_checkpoint(request: Request, id: str, name: str) -> Deleted:
     if summary.status.active and known and known[-1].name == name:
         message = f"{name} is what run '{id}' would go on from; stop the run, or wait for its next checkpoint."
         raise Refusal("wrong_state", message, state=summary.status)
-    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    grave = path.with_name("." + path.name)
-    path.rename(grave)
-    await asyncio.to_thread(shutil.rmtree, grave)
+    size = await asyncio.to_thread(folder_size, path)
+    await asyncio.to_thread(remove_folder, path)
     return Deleted(id=name, bytes=size)
 
 
@@ -324,7 +325,7 @@ def _checkpoints(watched: Watched) -> list[CheckpointInfo]:
                     name=path.name,
                     step=int(manifest["step"]),
                     time=(path / "manifest.json").stat().st_mtime,
-                    bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+                    bytes=folder_size(path),
                     best=path.name == best,
                     latest=path == paths[-1],
                     metrics=manifest.get("metrics", {}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner.runs import Run, Status, send_command
+from limner.runs.folder import remove_folder
 from limner.server.errors import Refusal, responses
 from limner.server.launcher import Launcher
 from limner.server.routes.runs import checkpoint_path
@@ -139,7 +139,7 @@ def _rewind(watched: Watched, wish: Resumption) -> None:
         message = f"{len(later)} later checkpoints would be deleted; say discard_later to go on from {wanted.name}."
         raise Refusal("wrong_input", message, field="discard_later")
     for path in later:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 @router.post("/sample", status_code=202, response_model=Steered, responses=responses(404, 409, 504))
