@@ -241,3 +241,30 @@ def test_what_generate_cannot_do_it_says(tmp_path, capsys):
     assert "context holds 32; give a shorter prompt" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "nothing"), "--prompt", "x"]) == 1
     assert "There is no folder" in capsys.readouterr().err
+    assert main(["generate", model, "--prompt", "x", "--stop", ""]) == 1
+    assert "A --stop is empty" in capsys.readouterr().err
+    assert main(["generate", "runn", "--prompt", "x", "--runs-dir", str(tmp_path)]) == 1
+    assert "There is no run 'runn'" in capsys.readouterr().err
+
+
+def test_a_short_text_makes_a_short_model(tmp_path, capsys):
+    """Positions that no window reaches would stay random, and what is generated there too."""
+    (tmp_path / "short.txt").write_text("Once upon a time there was a small model. It liked words.\n")
+    result = pretrain(tmp_path, corpus=str(tmp_path / "short.txt"), context_length=500, steps=2, eval_freq=0)
+    (start,) = events(result, "start")
+    assert start["model"]["context_length"] == start["context"] == 50
+    assert any("as long as the windows" in note for note in start["notes"])
+    assert main(["generate", str(result.run.model_path), "--prompt", "Once", "--max-tokens", "90", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tokens"]) <= 47  # the last one needs no place in the context
+
+
+def test_a_context_of_one_token_is_a_bigram_model(tmp_path):
+    result = pretrain(tmp_path, context_length=1, steps=2, eval_freq=0, sample_prompt=("", "The goose"))
+    assert all(len(sample["text"].encode()) <= 3 for sample in events(result, "sample"))
+    assert math.isfinite(losses(result)[-1])
+
+
+def test_a_run_that_was_refused_can_be_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words(tmp_path, "--corpus", "nowhere")) == 1
+    assert main(words(tmp_path)) == 0

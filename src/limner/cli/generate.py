@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
         ids = [tokenizer.bos_id, *ids]
     if not ids:
         raise ValueError("This model's tokenizer has no token that begins a text; give a --prompt.")
-    room = (context or len(ids) + config.max_tokens) - len(ids)
+    room = (context or len(ids) + config.max_tokens) + 1 - len(ids)  # the last token needs no place of its own
     if room < 1:
         raise ValueError(
             f"The prompt has {len(ids)} tokens, and the model's context holds {context}; give a shorter prompt."
@@ -50,8 +50,8 @@ def run(argv: list[str]) -> int:
         print(json.dumps(answer, ensure_ascii=False))
     else:
         print(prompt, end="", flush=True)
-        _stream(decoder, step_model(lm), inputs, tokenizer)
-        if room < config.max_tokens:
+        count = _stream(decoder, step_model(lm), inputs, tokenizer)
+        if count == room < config.max_tokens:
             print(f"(The model's context of {context} tokens allowed {room} more.)", file=sys.stderr)
     return 0
 
@@ -66,7 +66,12 @@ def _load(config: GenerateConfig) -> tuple[Any, Tokenizer, int | None, Any]:
 
     folder = _folder(config)
     choice = choose(config.device, config.precision, config.threads)
-    stock_config = load_stock(AutoConfig, folder, "language model")
+    try:
+        stock_config = load_stock(AutoConfig, folder, "language model")
+    except OSError as error:
+        if Path(folder).exists() or "/" in folder:
+            raise
+        raise FileNotFoundError(f"There is no run '{folder}' in {config.runs_dir}. {error}") from error
     if stock_config.model_type == "gpt2":
         from limner.models.gpt import GPTModel
 
@@ -90,8 +95,8 @@ def _folder(config: GenerateConfig) -> str:
     return config.model
 
 
-def _stream(decoder: Decoder[Any], model: StepModel, inputs: Any, tokenizer: Tokenizer) -> None:
-    """Prints the text as it grows; half a character waits for its other half."""
+def _stream(decoder: Decoder[Any], model: StepModel, inputs: Any, tokenizer: Tokenizer) -> int:
+    """Prints the text as it grows; half a character waits for its other half. Returns the number of tokens."""
     began, tokens, shown = time.perf_counter(), [], 0
     prompt = inputs[0].tolist()
     for column in decoder.stream(model, input_ids=inputs):
@@ -103,6 +108,7 @@ def _stream(decoder: Decoder[Any], model: StepModel, inputs: Any, tokenizer: Tok
     seconds = time.perf_counter() - began
     print(_text(tokenizer, prompt, tokens)[shown:])
     print(f"({len(tokens)} tokens, {len(tokens) / seconds:.1f} tokens/s)", file=sys.stderr)
+    return len(tokens)
 
 
 def _text(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:

@@ -22,7 +22,8 @@ def run(argv: list[str]) -> int:
 
     result = train(task, config, "pretrain", task_subject(config))
     if result.reason != "stopped":
-        console.print(f"Sample from it: limner generate {result.run.model_path} --prompt ...", markup=False)
+        model = result.run.model_path
+        console.print(f"Sample from it: limner generate {model} --prompt ...", markup=False, soft_wrap=True)
     return 130 if result.interrupted else 0
 
 

@@ -55,15 +55,21 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         if config.force_new:
             name = _free_name(config.runs_dir, name)
         run = create_run(config.runs_dir, name, verb, settings)
-    elif existing.config["verb"] == verb and not existing.events_path.exists():
-        # A queued run: its folder waits with the settings as they were asked for, which the verb has filled in now.
-        run, existing = existing, None
-        write_config(run.path, verb, settings)
-    else:
-        run = existing
-        _refuse_changes(run, verb, settings)
+        return _opened(config, run, False)
+    if existing.config["verb"] == verb and not _was_started(existing):
+        # A queued run, whose settings the verb has filled in now; or one that was refused before its first step (a
+        # corpus that is not there, say), and is now asked for as it should have been.
+        opened = _opened(config, existing, False)
+        write_config(existing.path, verb, settings)
+        return opened
+    _refuse_changes(existing, verb, settings)
+    return _opened(config, existing, True)
+
+
+def _opened(config: RunConfig, run: Run, resumed: bool) -> OpenRun:
+    opened = OpenRun(run, resumed, _lock(run))
     _link_checkpoints(config, run)
-    return OpenRun(run, existing is not None, _lock(run))
+    return opened
 
 
 def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[str, Any]:
@@ -109,6 +115,11 @@ def _existing(config: RunConfig) -> Run | None:
             "Choose another --name, or --force-new to start over beside it."
         )
     return run
+
+
+def _was_started(run: Run) -> bool:
+    """Whether some attempt came as far as training: there is then something to resume."""
+    return run.events_path.exists() and any(event["type"] == "start" for event in run.events())
 
 
 def _refuse_changes(run: Run, verb: str, settings: dict[str, Any]) -> None:

@@ -94,6 +94,13 @@ class PretrainTask(Task):
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
         context = self.model_config().context_length
         self.training, self.validation, self.notes = fit_windows(rows[0], rows[1], context, config.stride)
+        if self.training.context < context and self._source() is None:
+            self.notes.append("The model's context is as long as the windows: later positions would learn nothing.")
+        if config.tokenizer == "bpe" and self.tokenizer.vocab_size < config.vocab_size:
+            self.notes.append(
+                f"The tokenizer has {self.tokenizer.vocab_size:,} tokens instead of {config.vocab_size:,}: "
+                "each word of the training text is one by now."
+            )
         self.num_examples = len(self.training)
         characters = [sum(map(len, documents)) for documents in texts]
         size = [sum(len(document.encode()) for document in documents) for documents in texts]
@@ -134,11 +141,16 @@ class PretrainTask(Task):
     def model_config(self, vocab_size: int | None = None) -> GPTConfig:
         """The preset with what was set over it, and the tokenizer's vocabulary."""
         size = self.tokenizer.vocab_size if vocab_size is None else vocab_size
-        return replace(PRESETS[self.config.config], vocab_size=size, **self.config.overrides())
+        shape = replace(PRESETS[self.config.config], vocab_size=size, **self.config.overrides())
+        windows = getattr(self, "training", None)
+        return replace(shape, context_length=windows.context) if windows is not None else shape
+
+    def _source(self) -> str | None:
+        """Where trained weights come from; None: the model begins from nothing."""
+        return self.config.init_from or (self.config.config if self.config.config in HUB_IDS else None)
 
     def _model(self) -> GPTModel:
-        config = self.config
-        source = config.init_from or (config.config if config.config in HUB_IDS else None)
+        config, source = self.config, self._source()
         if source is None:
             return GPTModel(self.model_config())
         overrides = {name: value for name, value in config.overrides().items() if name in ("dropout", "attention")}
@@ -237,11 +249,15 @@ class PretrainTask(Task):
         """Continues ``prompt``; ``temperature`` (0.8), ``top_k`` (50), ``max_tokens``, ``seed`` may be given."""
         prompt = str(arguments.get("prompt", ""))
         temperature = float(arguments.get("temperature", 0.8))
-        context = self.plan.config.context_length
-        ids = self.tokenizer.encode(prompt)[-(context - 1) :] or [self.tokenizer.eos_id]
+        context, wanted = (
+            self.plan.config.context_length,
+            int(arguments.get("max_tokens", self.config.sample_tokens)),
+        )
+        # A prompt that leaves too little of the context free loses its beginning, but never more than half of it.
+        ids = self.tokenizer.encode(prompt)[-max(context - wanted, context // 2, 1) :] or [self.tokenizer.eos_id]
         decoder = get_decoder(
             "sample" if temperature else "greedy",
-            max_new_tokens=min(int(arguments.get("max_tokens", self.config.sample_tokens)), context - len(ids)),
+            max_new_tokens=min(wanted, context + 1 - len(ids)),  # the last token needs no place in the context
             seed=int(arguments.get("seed", self.config.seed)),
             eos_token_id=(self.tokenizer.eos_id,),
             **({"temperature": temperature, "top_k": int(arguments.get("top_k", 50))} if temperature else {}),
