@@ -6,10 +6,10 @@
 
 Random weights of real size, LoRA r = 16 with dropout 0.1 on q, k, v, o, a linear projection, five captions a
 picture of 6 to 29 tokens (13 on average, about COCO's). The plain recipe is stock transformers and peft: a row a
-caption, padded to 30, the encoder in every step, all logits, gradient checkpointing. Its tricks are added one by one
-and alone; Limner's sides are its real trainer over its real task. All sides live in one process, share its allocator
-(which keeps freed memory) and take a step in turn; medians over the rounds are told. With --ship each side is
-a process of its own, again stepping in turn, and only Limner's keeps freed memory, unless --keep-freed.
+caption, padded to 30, the encoder in every step, all logits, gradient checkpointing. Its tricks are added one by
+one and alone; Limner's sides are its real trainer over its real task. All sides live in one process, share its
+allocator (which keeps freed memory) and take a step in turn; medians over the rounds are told. With --ship each
+side is a process of its own, again stepping in turn, and only Limner's keeps freed memory, unless --keep-freed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Limner:
     precision: str = "auto"
     cache_features: str = "on"
     compile: bool | None = True
-    attention: str = "auto"
+    decoder: str = "ours"
+    """"ours", "stock" (as transformers and peft run it), "dense" (ours without FlexAttention)."""
 
 
 SIDES: dict[str, tuple[str, Plain | Limner]] = {
@@ -69,13 +70,13 @@ SIDES: dict[str, tuple[str, Plain | Limner]] = {
     "3": ("  + no checkpointing", Plain(cached=True, labels_only=True, checkpointing=False)),
     "4": ("  + packed", Plain(cached=True, labels_only=True, checkpointing=False, packed=True)),
     "5": ("  + bf16 autocast", Plain(True, True, False, True, True)),
-    "stock": ("Limner, 4 pictures, decoder as transformers runs it", Limner(4, compile=False, attention="stock")),
+    "stock": ("Limner, 4 pictures, decoder as transformers runs it", Limner(4, compile=False, decoder="stock")),
     "eager": ("Limner, 4 pictures, not compiled", Limner(4, compile=False)),
     "four": ("Limner, 4 pictures", Limner(4)),
     "limner": ("Limner, 8 pictures", Limner()),
     "live": ("Limner, encoder live", Limner(cache_features="off")),
     "fp32": ("Limner, all in fp32", Limner(precision="fp32")),
-    "dense": ("Limner, dense mask (GPU: without FlexAttention)", Limner(attention="dense")),
+    "dense": ("Limner, dense mask (GPU: without FlexAttention)", Limner(decoder="dense")),
 }
 CHOSEN = {
     "cpu": ["plain", "bf16", "+cached", "+labels", "+kept", "+packed", "2", "3", "4", "5", "stock", "eager", "four",
@@ -157,7 +158,7 @@ class PlainRecipe:
         pictures = np.stack([np.asarray(record.image) for record in self.records])
         self.pixels = pixels.normalize(torch.from_numpy(pictures))
         self.prompt = vlm.num_prompt_tokens
-        self.tokens = [[self.words.encode(c) + [0] for c in r.captions] for r in self.records]
+        self.tokens = [[[*self.words.encode(c), 0] for c in r.captions] for r in self.records]
         self.features: Any = None
         self.next = 0
 
@@ -243,11 +244,14 @@ def limner(way: Limner, device: str, layers: int, folder: str) -> Step:
         runs_dir=Path(folder), cache_dir=Path(folder) / "cache",
     )  # fmt: skip
     task = CaptionTask(config, lambda _: records(), build=partial(captioner, layers=layers), say=lambda _: None)
-    task.attention = way.attention
     run = create_run(folder, "benchmark", "train", {})
     choice = choose(device, config.precision)
     accelerator = Accelerator(cpu=device == "cpu")
     trainer = Trainer(task, config, run, Journal(run.path, quiet=True), accelerator, choice)
+    if way.decoder == "stock":
+        task.captioner.stack = None
+    if way.decoder == "dense":
+        task.captioner.flex = False
 
     def step() -> int:
         before = trainer.progress.units

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from limner.data.packing import block_mask
 from limner.device import compiles
 from limner.models.blocked_attention import blocked_attention
 from limner.models.dropout import Dropout, kept, random_bytes
@@ -36,6 +37,33 @@ def test_blocked_attention_is_attention(length):
     ours = run(lambda q, k, v: blocked_attention(q, k, v, 0.0), heads(length))
     theirs = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), heads(length))
     for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_blocked_attention_of_packed_captions_with_shared_keys():
+    """Three heads share a key; captions see the prefix and themselves."""
+    documents = torch.tensor([[0] * 200 + [1] * 40 + [2] * 60, [0] * 200 + [1] * 70 + [2] * 20 + [3] * 10])
+    mask = block_mask(documents, torch.float32)
+
+    def shared(q, k, v):
+        return blocked_attention(q, k[:, :1], v[:, :1], 0.0, mask)
+
+    def expected(q, k, v):
+        allowed = block_mask(documents)
+        return F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], attn_mask=allowed, enable_gqa=True)
+
+    for a, b in zip(run(shared, heads()), run(expected, heads()), strict=True):
+        assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+    def dropped(share: bool):
+        def attend(q, k, v):
+            torch.manual_seed(1)
+            k, v = (part[:, :1] if share else part[:, :1].expand_as(q) for part in (k, v))
+            return blocked_attention(q, k, v, 0.25, mask)
+
+        return run(attend, heads())
+
+    for a, b in zip(dropped(True), dropped(False), strict=True):
         assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -86,8 +114,10 @@ def test_dropout_is_seeded_and_off_in_evaluation():
 
 
 def test_operators_keep_torch_s_contract():
-    q, k, v = heads(20).flatten(1, 2)
-    torch.library.opcheck(torch.ops.limner.blocked_attention.default, (q, k, v, 0.0))
+    q, k, v = heads(20)
+    torch.library.opcheck(torch.ops.limner.blocked_attention.default, (q, k, v, 0.0, None))
+    k, v, mask = k[:, :1].contiguous(), v[:, :1].contiguous(), torch.ones(2, 1, 20, 20).tril().log()
+    torch.library.opcheck(torch.ops.limner.blocked_attention.default, (q, k, v, 0.0, mask))
 
 
 @pytest.mark.slow

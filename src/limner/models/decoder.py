@@ -190,6 +190,16 @@ def stack(lm: PreTrainedModel) -> nn.Module:
     return getattr(lm, lm.base_model_prefix)  # type: ignore[call-overload]
 
 
+def plain_head(lm: PreTrainedModel) -> torch.Tensor | None:
+    """The head's matrix (V, D) where the logits are one product with it and nothing else; None elsewhere."""
+    config: Any = lm.config
+    changed = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    output = lm.get_output_embeddings()
+    if type(output) is not nn.Linear or output.bias is not None:
+        return None
+    return output.weight if all(getattr(config, name, None) is None for name in changed) else None
+
+
 def head(lm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """(..., D) -> logits (..., V), as the family computes them after its stack.
 

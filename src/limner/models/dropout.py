@@ -43,6 +43,15 @@ def _(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=torch.uint8, device=x.device)
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Sets a share ``p`` of the values to zero and scales the others up; from torch's global generator."""
+    if p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    return (x * kept(random_bytes_like(x.detach()), p)).to(x.dtype)
+
+
 class Dropout(nn.Module):
     """Sets a share ``p`` of the values to zero in training, and scales the others up (Srivastava et al., 2014).
 
@@ -56,8 +65,4 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if not self.training or self.p == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        return (x * kept(random_bytes_like(x.detach()), self.p)).to(x.dtype)
+        return dropout(x, self.p) if self.training else x

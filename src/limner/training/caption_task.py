@@ -21,17 +21,23 @@ from torch.nn import functional as F
 
 from limner.config.train import TrainConfig
 from limner.data.images import PixelSettings, load_image
-from limner.data.packing import LengthBuckets, block_mask, caption_tokens, pack_captions
+from limner.data.packing import LengthBuckets, block_mask, caption_tokens, flex_block_mask, pack_captions
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
+from limner.device import compiles
 from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
+from limner.models.adapted import AdaptedStack, NotAdapted
 from limner.models.captioner import PrefixConditioningVLM
+from limner.models.decoder import plain_head
 from limner.models.stock import expressible, save_adapter, save_captioner
 from limner.training.caption_inputs import FeatureInputs, prepare_inputs
 from limner.training.caption_model import build_model, checkpoint_activations
+from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 
+COMPILE_FROM_OPERATIONS = (1e14, 3e16)
+"""Runs with more operations than this, on a CPU and elsewhere, are compiled: some minutes of computing."""
 NUM_PROBES = 6
 PROBE_SIZE = 384
 
@@ -42,6 +48,23 @@ class CaptionLoss(nn.Module):
     def __init__(self, vlm: PrefixConditioningVLM) -> None:
         super().__init__()
         self.vlm = vlm
+        self.stack: AdaptedStack | None = None
+        """The decoder as it is trained fastest; None: as transformers runs it."""
+        self.flex = False
+        """Attention by FlexAttention, which skips blocks that nothing looks at, instead of a dense mask."""
+
+    def adapt(self) -> None:
+        """Takes the fast stack where it computes such a decoder. The model must stand where it is to train."""
+        try:
+            self.stack = AdaptedStack(self.vlm.language_model)
+        except NotAdapted:
+            self.stack = None
+
+    def compile_decoder(self) -> None:
+        """Compiles the decoder's layers and, on GPUs, FlexAttention; `adapt` must have found a stack."""
+        assert self.stack is not None
+        self.stack.compile()
+        self.flex = self.vlm.device.type == "cuda"
 
     def forward(
         self,
@@ -62,9 +85,17 @@ class CaptionLoss(nn.Module):
         features = picture if picture.dim() == 3 else self.features(picture)  # (N, P, Dv)
         prompt = vlm.prompt_embeds(features)[row_images]  # (B, P, D)
         embeds = torch.cat([prompt, vlm.embed_tokens(input_ids)], dim=1)  # (B, S, D)
-        hidden = vlm.hidden_states(embeds, block_mask(document_ids, embeds.dtype), position_ids)  # (B, S, D)
-        logits = vlm.head(hidden.flatten(0, 1)[label_positions])  # (L, V)
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
+        if self.stack is None:
+            states = vlm.hidden_states(embeds, block_mask(document_ids, embeds.dtype), position_ids)  # (B, S, D)
+            hidden = states.flatten(0, 1)[label_positions]  # (L, D)
+        else:
+            mask = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
+            hidden = self.stack(embeds, mask, position_ids, label_positions, self.training)  # (L, D)
+        matrix = plain_head(vlm.language_model)
+        if matrix is not None and not matrix.requires_grad:
+            compiled = self.training and self.stack is not None and self.stack.is_compiled
+            return summed_cross_entropy(hidden, matrix, labels, compiled=compiled)
+        return F.cross_entropy(vlm.head(hidden).float(), labels, reduction="sum")  # of (L, V)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, P, Dv). A frozen encoder's are rounded as the cache rounds them, so that a run gives
@@ -120,6 +151,8 @@ class CaptionTask(Task):
         self.vlm.to(device)
         self.vlm.pack_encoder()
         self.model = self.captioner = CaptionLoss(self.vlm)
+        if not getattr(config, "shard", False):  # a sharded layer must be called as the module that it is
+            self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
 
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
@@ -132,6 +165,40 @@ class CaptionTask(Task):
         self.scorer, self.meteor = self._metrics()
         if checkpoint_activations(self.vlm, self._positions(), self.config, precision):
             self.say("Activations are recomputed in the backward pass: they would not fit into memory.")
+            if self.captioner.stack is not None:
+                self.captioner.stack.recompute = True
+        if self._worth_compiling(device):
+            self.captioner.compile_decoder()
+            self.say("The decoder is compiled: the first step takes about a minute, the others less than before.")
+
+    def _worth_compiling(self, device: torch.device) -> bool:
+        """As asked; else where the run is long enough to win back a minute, and there is a compiler.
+
+        Nothing is measured: a resumed run must decide as it did before, since compiled code drops other values.
+        """
+        wanted, stack = self.config.compile, self.captioner.stack
+        if stack is None:
+            if wanted:
+                raise ValueError(
+                    "--compile is for frozen decoders of the Llama, Mistral, Qwen2 and GPT-2 families with "
+                    "adapters; leave it out."
+                )
+            return False
+        if wanted is None:
+            lengths = [sum(map(len, captions)) + self.vlm.num_prompt_tokens for captions in self.tokens["train"]]
+            loop = self.config.loop()
+            pictures = (loop.epochs or 1) * len(lengths)
+            if loop.steps is not None:
+                pictures = min(pictures, loop.steps * loop.batch_size * loop.accumulation)
+            # Forward, and backward to what is read: 2 operations for each weight and position, twice.
+            operations = 4 * self.vlm.parameter_counts()["decoder"] * pictures * float(np.mean(lengths))
+            return operations > COMPILE_FROM_OPERATIONS[device.type != "cpu"] and compiles()
+        if wanted and not compiles():
+            raise ValueError(
+                "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
+                "python3-dev); install them, or use --no-compile."
+            )
+        return wanted
 
     def tokenize(self) -> None:
         """Token ids of every caption, and the epoch order that puts rows of like length together."""

@@ -39,7 +39,7 @@ def summed_cross_entropy(
 
     Args:
         hidden: (..., D), the states before the head.
-        weight: (V, D), the head's matrix.
+        weight: (V, D), the head's matrix; where it does not train, its gradient is not made.
         targets: (...) int64; -100 is not supervised.
         chunk_rows: rows whose logits are held at once; None: as many as `CHUNK_BYTES` has room for.
         compiled: take the exponentials with a compiled kernel; pays from some hundred steps on.
@@ -86,6 +86,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += ((largest + z.log() - of_target) * counts).sum()
             share = counts / z
             hidden_gradient[rows] = (e @ matrix).float() * share - matrix[targets[rows]].float() * counts
+            if not ctx.needs_input_grad[1]:
+                continue
             product = e.T @ (chunk * share.to(chunk.dtype))  # (V, D)
             # Over chunks the sum is kept in fp32: in bf16 each addition would cost a hundredth of a small gradient.
             weight_gradient = product.float() if weight_gradient is None else weight_gradient.add_(product)
@@ -96,12 +98,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # In place, since a copy of a V x D matrix is dear; so a loss is differentiated once only.
         assert not ctx.differentiated
         ctx.differentiated = True
-        return hidden_gradient.mul_(scales[0]), weight_gradient.mul_(scales[0]), None, None, None
+        by_weight = None if weight_gradient is None else weight_gradient.mul_(scales[0])
+        return hidden_gradient.mul_(scales[0]), by_weight, None, None, None
 
 
 def _exponentials(logits: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
