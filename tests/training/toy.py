@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import nn
 
 from limner.config.base import Device, Precision
 from limner.config.training import Loop, TrainSettings
+from limner.runs import send_command
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 from limner.training.trainer import train
 
@@ -46,6 +48,7 @@ class ToyTask(Task):
     def __init__(self, config: ToyConfig, num_examples: int = 50) -> None:
         self.config, self.num_examples = config, num_examples
         self.calls = 0
+        self.stop_at: int | None = None
 
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -78,6 +81,8 @@ class ToyTask(Task):
         if model.training:
             self.calls += 1
             step = (self.calls - 1) // self.config.accumulation
+            if self.calls == (self.stop_at or 0) * self.config.accumulation and os.environ.get("RANK", "0") == "0":
+                send_command(self.run_path, "stop")
             if step in self.config.poison_steps:
                 loss = loss * float("nan")
         return loss
@@ -107,14 +112,16 @@ class ToyTask(Task):
         save_file(model.state_dict(), folder / "model.safetensors")
 
 
-def train_toy(settings: dict[str, Any]) -> None:
-    """A whole run: the target of the processes that tests kill."""
+def train_toy(settings: dict[str, Any], stop_at: int | None = None) -> None:
+    """A whole run: the target of the processes that tests kill. ``stop_at``: it stops after so many steps."""
     config = ToyConfig(**settings)
-    train(ToyTask(config), config, "toy", "toy", quiet=True)
+    task = ToyTask(config)
+    task.stop_at = stop_at
+    train(task, config, "toy", "toy", quiet=True)
 
 
 if __name__ == "__main__":  # for torchrun
     import json
     import sys
 
-    train_toy(json.loads(sys.argv[1]))
+    train_toy(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))

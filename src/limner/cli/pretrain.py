@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from limner.cli.parse import option, parse
@@ -16,7 +17,8 @@ def run(argv: list[str]) -> int:
 
     from limner.training.pretrain_task import PretrainTask
 
-    console = Console(stderr=True, highlight=False)
+    # Of several processes only the first speaks.
+    console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     task = PretrainTask(config, say=lambda text: console.print(text, markup=False, soft_wrap=True))
     from limner.training.trainer import train
 

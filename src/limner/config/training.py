@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limner.config.base import RunConfig
 
@@ -35,8 +35,8 @@ class Loop:
 class TrainSettings(RunConfig):
     """Settings of the one trainer."""
 
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """The learning rate's way down after the warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """The learning rate's way down after the warm-up; wsd stays at the peak, then goes down over the last 40 %."""
     lr_floor: float = Field(default=0.1, ge=0, le=1)
     """The learning rate at the end of the schedule, as a share of the peak."""
     grad_clip: float = Field(default=1.0, ge=0)
@@ -53,10 +53,18 @@ class TrainSettings(RunConfig):
     """Steps in a row with a NaN or infinite loss or gradient before the run pauses."""
     compile: bool | None = None
     """Compile the model with torch.compile; unset: where the task knows that it pays."""
+    shard: bool = False
+    """With several processes: each keeps its share of weights, gradients and moments (FSDP2) instead of all."""
     report_to: tuple[Tracker, ...] = ()
     """Also send the metrics to these trackers (through Accelerate)."""
     log_every: int = Field(default=1, ge=1)
     """Optimizer steps between metrics events."""
+
+    @model_validator(mode="after")
+    def _sharded_or_compiled(self) -> TrainSettings:
+        if self.shard and self.compile:
+            raise ValueError("--compile and --shard do not go together; leave one out.")
+        return self
 
     @abstractmethod
     def loop(self) -> Loop:

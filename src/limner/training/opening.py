@@ -18,7 +18,7 @@ try:
 except ImportError:  # no flock on this system: two trainers on one run are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
-FREE_FIELDS = frozenset({"runs_dir", "name", "resume", "force_new", "report_to", "log_every"})
+FREE_FIELDS = frozenset({"runs_dir", "name", "resume", "force_new", "report_to", "log_every", "shard"})
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
 
 

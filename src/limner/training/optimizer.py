@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from limner.training.muon import Muon
+from limner.training.sharding import shared_out_like, whole
 from limner.training.task import ParameterGroup
 
 
@@ -93,7 +94,7 @@ def named_trained(optimizers: Optimizers) -> Iterable[tuple[str, nn.Parameter, d
 def optimizer_tensors(optimizers: Optimizers) -> dict[str, torch.Tensor]:
     """The optimizers' state as flat tensors, ``<parameter>#<slot>``: what a checkpoint stores."""
     return {
-        f"{name}#{slot}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        f"{name}#{slot}": whole(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
         for name, parameter, state in named_trained(optimizers)
         for slot, value in state.get(parameter, {}).items()
     }
@@ -109,21 +110,28 @@ def load_optimizer_tensors(optimizers: Optimizers, tensors: dict[str, torch.Tens
         if name in slots:
             state[parameter] = {
                 # `step` stays where the optimizer keeps it; the moments live beside their parameter.
-                slot: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+                slot: value.clone() if value.dim() == 0 else _beside(parameter, value)
                 for slot, value in slots[name].items()
             }
+
+
+def _beside(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """A copy of a stored moment where its parameter is: on its device, and shared out where it is sharded."""
+    return shared_out_like(parameter, value.to(parameter.device, copy=True))
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The global 2-norm of all gradients, a scalar tensor (0 where there are none)."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])) if norms else torch.tensor(0.0)
+    if not norms:
+        return torch.tensor(0.0)
+    return whole(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
 
 
 def layer_norms(optimizers: Optimizers) -> dict[str, float]:
     """Each parameter's gradient norm: what an event about a non-finite step holds."""
     return {
-        name: float(parameter.grad.float().norm())
+        name: float(whole(parameter.grad.float().norm()))
         for name, parameter, _ in named_trained(optimizers)
         if parameter.grad is not None
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +18,7 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
-from limner.device import compiles, matrix_flops
+from limner.device import compiles
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
@@ -39,8 +40,8 @@ _TOLD = {
 }
 """What an evaluation tells, in this order."""
 
-COMPILE_FROM_SECONDS = 300.0
-"""Runs that would take about this long without it are compiled."""
+COMPILE_FROM_FLOPS = {"cpu": 2e13, "cuda": 3e16, "mps": 3e16}
+"""Runs of so much computation are compiled: some minutes of it on such a device."""
 
 
 class PretrainTask(Task):
@@ -75,7 +76,7 @@ class PretrainTask(Task):
         self.model = self._model()
         self.plan = plan(self.model.config)
         self.flops_per_unit = float(self.plan.flops_per_token)
-        self.compiled = self._worth_compiling(device, precision)
+        self.compiled = self._worth_compiling(device)
         if self.compiled:
             self.model.compile_training(self.config.batch_size, self.training.context)
         for line in self.describe_data() + self.plan.describe(self.config.batch_size, precision != torch.float32):
@@ -116,21 +117,27 @@ class PretrainTask(Task):
         self.prompts = config.sample_prompt or (_first_words(texts[1]),)
 
     def total_steps(self) -> int:
-        """Optimizer steps of one process's run."""
+        """Optimizer steps of the run."""
         loop = self.config.loop()
-        epoch = -(-len(self.training) // (loop.batch_size * loop.accumulation))
+        epoch = -(-len(self.training) // (loop.batch_size * loop.accumulation * _num_processes()))
         by_epochs = math.ceil(loop.epochs * epoch) if loop.epochs is not None else None
         return min(limit for limit in (loop.steps, by_epochs) if limit is not None)
 
     def total_tokens(self) -> int:
+        """Tokens that one process sees in the run."""
         return self.total_steps() * self.config.batch_size * self.config.grad_accum_steps * self.training.context
 
-    def _worth_compiling(self, device: torch.device, precision: torch.dtype) -> bool:
-        """As asked; else where the run is long enough to win back a minute, and there is a compiler."""
+    def _worth_compiling(self, device: torch.device) -> bool:
+        """As asked; else where the run is long enough to win back a minute, and there is a compiler.
+
+        The machine's speed is not measured for it: a resumed run must decide as it did before, since compiled code
+        rounds otherwise.
+        """
         wanted = self.config.compile
+        if self.config.shard:
+            return False  # a compiled block does not tell the sharding when it begins and ends
         if wanted is None:
-            seconds = self.total_tokens() * self.plan.flops_per_token / (0.1 * matrix_flops(precision, device.type))
-            return seconds > COMPILE_FROM_SECONDS and compiles()
+            return self.total_tokens() * self.plan.flops_per_token > COMPILE_FROM_FLOPS[device.type] and compiles()
         if wanted and not compiles():
             raise ValueError(
                 "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
@@ -216,8 +223,8 @@ class PretrainTask(Task):
             return model(tensors["ids"], head=head)
 
     def validation_batches(self) -> Iterator[Batch]:
-        """``eval_iters`` batches of windows, spread evenly over the validation text."""
-        count = min(len(self.validation), self.config.eval_iters * self.config.batch_size)
+        """``eval_iters`` batches of windows for each process, spread evenly over the validation text."""
+        count = min(len(self.validation), self.config.eval_iters * self.config.batch_size * _num_processes())
         windows = np.linspace(0, len(self.validation) - 1, count).round().astype(int).tolist()
         for start in range(0, count, self.config.batch_size):
             yield _batch(self.validation, windows[start : start + self.config.batch_size])
@@ -276,6 +283,11 @@ def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
     inputs, targets = map(torch.from_numpy, windows.batch(indices))
     count = targets.numel()
     return Batch({"ids": inputs, "targets": targets}, count, count, [str(index) for index in indices])
+
+
+def _num_processes() -> int:
+    """As the launcher says: torchrun and Accelerate set this variable."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _model_folder(source: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -59,12 +59,14 @@ class Steering:
     def at_boundary(self) -> Verdict:
         """Answers what has been asked since the last boundary; holds the run while it is paused."""
         journal = self.trainer.journal
+        own = []
         if journal.disk_full and not journal.flush():
-            self.request_pause("The disk is full: events wait in memory. Free some space, then resume.")
+            why = "The disk is full: events wait in memory. Free some space, then resume."
+            own.append(Command("disk", "pause", {"reason": why}))
         if self._pause_reason is not None:
             reason, self._pause_reason = self._pause_reason, None
             return self.hold(reason)
-        for command in self._commands():
+        for command in self._commands(own):
             if command.name == "stop":
                 return self._stop(command)
             if command.name == "pause":
@@ -110,8 +112,6 @@ class Steering:
             case "note":
                 journal.event("note", text=str(command.arguments.get("text", "")), command=command.id)
             case "sample":
-                if journal.folder is None:
-                    return
                 try:
                     journal.event("sample", **self.trainer.answer_sample(command.arguments), command=command.id)
                 except (ValueError, OSError) as error:
@@ -122,11 +122,11 @@ class Steering:
     def _refuse(self, command: Command, why: str) -> None:
         self.trainer.journal.event("command", command=command.id, name=command.name, ok=False, message=why)
 
-    def _commands(self) -> list[Command]:
-        """What rank 0 found in the command folder, on every rank; a signal on rank 0 is a `stop`."""
-        commands: list[Command] = []
+    def _commands(self, own: Sequence[Command] = ()) -> list[Command]:
+        """What rank 0 asks of itself or found in the command folder, on every rank; its signals are a `stop`."""
+        commands = list(own)
         if self.queue is not None:
-            commands = self.queue.poll()
+            commands += self.queue.poll()
             if self._signal_waiting:
                 self._signal_waiting = False
                 commands.append(Command("signal", "stop"))

@@ -45,8 +45,11 @@ from limner.training.optimizer import (
 )
 from limner.training.order import Order, position_seed
 from limner.training.schedule import lr_scale
+from limner.training.sharding import gather, shard, shared_out_like
 from limner.training.steering import Steering
 from limner.training.task import Batch, Task
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -96,7 +99,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
         log_with=list(config.report_to) or None,
         project_dir=str(config.runs_dir),
     )
-    _check_processes(accelerator)
+    _check_processes(accelerator, config)
     opened = open_run(verb, config, subject) if accelerator.is_main_process else None
     path = _broadcast(accelerator, opened.run.path if opened else None)
     journal = Journal(path if accelerator.is_main_process else None, quiet)
@@ -142,7 +145,13 @@ class Trainer:
             raise ValueError(
                 f"'{config.metric_for_best_model}' is not measured by this run; choose one of: {known}."
             )
-        self.model: nn.Module = accelerator.prepare_model(task.model)
+        self._plain: nn.Module | None = None
+        """Where the weights are sharded: the copy that they are gathered into."""
+        if config.shard:
+            self.model: nn.Module = task.model.to(accelerator.device)
+            self._plain = shard(self.model, accelerator.num_processes, accelerator.device)
+        else:
+            self.model = accelerator.prepare_model(task.model)
         self.optimizer = build_optimizer(task.parameter_groups())
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -225,14 +234,15 @@ class Trainer:
 
     def _finish(self) -> None:
         """Puts the best weights back and writes the model in the stock format."""
+        model = self._whole_model()
         if self.accelerator.is_main_process and self.manager:
             best = self.manager.best
             if best and best.step != self.progress.step:
-                self._load_weights(best.read()[0])
+                _load_weights(model, best.read()[0])
                 self.journal.say(f"The best checkpoint is step {best.step}: {_numbers(best.metrics)}.")
             aside = self.run.path / ".model"
             _remove_tree(aside)
-            self.task.save(self.accelerator.unwrap_model(self.model), aside)
+            self.task.save(model, aside)
             _remove_tree(self.run.model_path)
             aside.rename(self.run.model_path)
             self.journal.say(f"The model is at {self.run.model_path}.")
@@ -355,11 +365,10 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Measures the fixed subset. True: the metric that decides is the best so far."""
-        with self.meter.outside("evaluation"):
-            metrics = {"eval_loss": self._validation_loss()}
+        with self.meter.outside("evaluation"), self._inference() as model:
+            metrics = {"eval_loss": self._validation_loss(model)}
             if self.accelerator.is_main_process:
-                with self._inference() as model:
-                    metrics |= self.task.evaluate(model)
+                metrics |= self.task.evaluate(model)
             metrics = _broadcast(self.accelerator, metrics)
         progress = self.progress
         progress.metrics, progress.evaluated_step = metrics, progress.step
@@ -378,19 +387,16 @@ class Trainer:
             progress.evaluations_without_gain += 1
         return improved
 
-    def _validation_loss(self) -> float:
+    def _validation_loss(self, model: nn.Module) -> float:
         """The mean loss per supervised token over the task's validation batches, shared out among the ranks."""
         accelerator, loss_sum, num_targets = self.accelerator, 0.0, 0
-        self.model.eval()
-        with torch.no_grad():
-            for index, batch in enumerate(self.task.validation_batches()):
-                mine = index % accelerator.num_processes == accelerator.process_index
-                if not mine:
-                    continue
-                tensors = {name: t.to(accelerator.device) for name, t in batch.tensors.items()}
-                loss = self.task.loss(accelerator.unwrap_model(self.model), tensors)
-                loss_sum += float(loss)
-                num_targets += batch.num_targets
+        for index, batch in enumerate(self.task.validation_batches()):
+            mine = index % accelerator.num_processes == accelerator.process_index
+            if not mine:
+                continue
+            tensors = {name: t.to(accelerator.device) for name, t in batch.tensors.items()}
+            loss_sum += float(self.task.loss(model, tensors))
+            num_targets += batch.num_targets
         loss_sum, targets = self._over_ranks([loss_sum, num_targets])
         if targets == 0:
             raise ValueError("The validation set has no supervised tokens; give it more data.")
@@ -398,26 +404,33 @@ class Trainer:
 
     def _probe(self, tell: bool = False) -> None:
         """Decodes the fixed prompts and pictures, and logs (and tells a person) what the model says of them now."""
-        if self.accelerator.is_main_process:
-            with self.meter.outside("samples"), self._inference() as model:
-                for sample in self.task.probes(model):
-                    self.journal.event("sample", **sample)
-                    line = self.task.tell_sample(sample) if tell else None
-                    if line:
-                        self.journal.say(line)
+        with self.meter.outside("samples"), self._inference() as model:
+            for sample in self.task.probes(model) if self.accelerator.is_main_process else ():
+                self.journal.event("sample", **sample)
+                line = self.task.tell_sample(sample) if tell else None
+                if line:
+                    self.journal.say(line)
+
+    def answer_sample(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A `sample` command's answer, with the live weights; empty on ranks other than 0."""
+        with self.meter.outside("samples"), self._inference() as model:
+            return self.task.sample(model, arguments) if self.accelerator.is_main_process else {}
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[nn.Module]:
-        model = self.accelerator.unwrap_model(self.model)
+        """The model for evaluation. All ranks enter; within, each may compute alone."""
+        model = self._whole_model()
         model.eval()
         with torch.no_grad():
             yield model
         model.train()
 
-    def answer_sample(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A `sample` command's answer, with the live weights."""
-        with self.meter.outside("samples"), self._inference() as model:
-            return self.task.sample(model, arguments)
+    def _whole_model(self) -> nn.Module:
+        """The model as one process has it: unwrapped, or gathered from all ranks, which must all ask."""
+        if self._plain is None:
+            return self.accelerator.unwrap_model(self.model)
+        gather(self.model, self._plain)
+        return self._plain
 
     def _exhausted(self) -> bool:
         patience = self.config.patience
@@ -434,53 +447,37 @@ class Trainer:
                     "command", name="checkpoint", ok=True, message="saved already", **acknowledgement
                 )
             return
-        while self.manager:
+        with self.meter.outside("checkpoint"):
+            weights, moments = _weights(self._whole_model()), optimizer_tensors(self.optimizer)
+        while why := self._written(weights, moments, acknowledgement):
+            if self.steering.hold(why) == "stop":
+                raise OSError(errno.ENOSPC, why)
+        self.saved_step = progress.step
+
+    def _written(self, weights: Tensors, moments: Tensors, acknowledgement: dict[str, str]) -> str | None:
+        """Rank 0 writes a checkpoint and says so. Returns, on every rank, what to do where the disk is full."""
+        why: str | None = None
+        if self.manager is not None:
+            progress = self.progress
+            metrics = progress.metrics if progress.evaluated_step == progress.step else {}
+            state = {"progress": vars(progress), "task": self.task.state()}
             try:
                 with self.meter.outside("checkpoint"):
-                    state = {"progress": vars(progress), "task": self.task.state()}
-                    saved = self.manager.save(
-                        progress.step,
-                        self._weights(),
-                        optimizer_tensors(self.optimizer),
-                        state,
-                        progress.metrics if progress.evaluated_step == progress.step else {},
-                    )
+                    saved = self.manager.save(progress.step, weights, moments, state, metrics)
                 best = self.manager.best
-                size = sum(path.stat().st_size for path in saved.path.iterdir())
                 self.journal.event(
                     "checkpoint",
                     path=str(saved.path),
-                    bytes=size,
+                    bytes=sum(path.stat().st_size for path in saved.path.iterdir()),
                     best=best is not None and best.step == saved.step,
                     metrics=saved.metrics,
                     **acknowledgement,
                 )
-                break
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 why = f"Step {progress.step} is not saved: the disk is full ({error}). Free some, then resume."
-                if self.steering.hold(why) == "stop":
-                    raise
-        self.saved_step = progress.step
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """What training changes: trained parameters and buffers, by name."""
-        model = self.accelerator.unwrap_model(self.model)
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        state = model.state_dict()
-        return trained | {name: b for name, b in model.named_buffers() if name in state}
-
-    def _load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
-        targets = self._weights()
-        if targets.keys() != tensors.keys():
-            odd = sorted(targets.keys() ^ tensors.keys())
-            raise ValueError(
-                f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
-            )
-        with torch.no_grad():
-            for name, target in targets.items():
-                target.copy_(tensors[name])
+        return _broadcast(self.accelerator, why)
 
     def _load_latest(self) -> None:
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
@@ -490,7 +487,7 @@ class Trainer:
         if latest is None:
             return
         weights, moments, state = latest.read()
-        self._load_weights(weights)
+        _load_weights(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
         self.task.load_state(state["task"])
@@ -536,11 +533,31 @@ class Trainer:
             self.accelerator.init_trackers("limner", config={"run": self.run.name})
 
 
-def _check_processes(accelerator: Accelerator) -> None:
+def _weights(model: nn.Module) -> Tensors:
+    """What training changes: trained parameters and buffers, by name."""
+    state = model.state_dict()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return trained | {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
+def _load_weights(model: nn.Module, tensors: Tensors) -> None:
+    """Takes back what `_weights` gave."""
+    targets = _weights(model)
+    if targets.keys() != tensors.keys():
+        odd = sorted(targets.keys() ^ tensors.keys())
+        raise ValueError(
+            f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(shared_out_like(target, tensors[name]))
+
+
+def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
     """Refuses launches that would not do what they say.
 
     Raises:
-        ValueError: sharding, which this trainer does not do; a launcher that asked for processes it did not start.
+        ValueError: a sharding that is not ours, or of one process; fp16 with it.
     """
     if accelerator.distributed_type not in (
         DistributedType.NO,
@@ -548,9 +565,16 @@ def _check_processes(accelerator: Accelerator) -> None:
         DistributedType.MULTI_GPU,
     ):
         raise ValueError(
-            f"Limner trains in one process or with DDP, not with {accelerator.distributed_type}; launch it with "
-            "torchrun, or with `accelerate launch --multi_gpu`."
+            f"Limner trains in one process, with DDP, or sharded with --shard, but not with "
+            f"{accelerator.distributed_type}; launch it with torchrun, or with `accelerate launch --multi_gpu`."
         )
+    if config.shard and accelerator.num_processes == 1:
+        raise ValueError(
+            "--shard shares the weights out among processes, and there is only one; launch several "
+            "(torchrun --nproc_per_node=N -m limner ...), or leave it out."
+        )
+    if config.shard and accelerator.mixed_precision == "fp16":
+        raise ValueError("--shard goes with bf16 or fp32 only; choose another --precision.")
     launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ
     if launched and accelerator.num_processes == 1:
         accelerator.print(
