@@ -4,11 +4,12 @@ import { lrScale, peaks, scheduleOf } from "./schedule";
 test("the same numbers as the trainer's schedule", () => {
   // limner.training.schedule.lr_scale(step, 100, 10, kind, 0.1) for these steps
   const at = (kind: string) =>
-    [0, 9, 10, 55, 99].map((step) => lrScale(step, { kind, floor: 0.1, warmup: 10, total: 100 }));
+    [0, 9, 10, 55, 80, 99].map((step) => lrScale(step, { kind, floor: 0.1, warmup: 10, total: 100 }));
   const expected = {
-    cosine: [0.1, 1, 1, 0.5420582, 0.1],
-    linear: [0.1, 1, 1, 0.5449438, 0.1],
-    constant: [0.1, 1, 1, 1, 1],
+    cosine: [0.1, 1, 1, 0.5420582, 0.1974695, 0.1],
+    linear: [0.1, 1, 1, 0.5449438, 0.2921348, 0.1],
+    wsd: [0.1, 1, 1, 1, 0.5803371, 0.1],
+    constant: [0.1, 1, 1, 1, 1, 1],
   };
   for (const [kind, values] of Object.entries(expected))
     at(kind).forEach((value, index) => expect(value).toBeCloseTo(values[index] as number, 6));

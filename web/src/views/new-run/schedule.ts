@@ -1,5 +1,8 @@
 // The learning rate over a run, as limner.training.schedule computes it.
 
+/** The share of a run, at its end, in which "wsd" goes down. */
+const DECAY = 0.4;
+
 export interface Schedule {
   kind: string;
   floor: number;
@@ -13,6 +16,7 @@ export function lrScale(step: number, { kind, floor, warmup, total }: Schedule):
   const progress = Math.min(1, (step - warmup) / Math.max(1, total - 1 - warmup));
   if (kind === "linear") return 1 - (1 - floor) * progress;
   if (kind === "cosine") return floor + (1 - floor) * 0.5 * (1 + Math.cos(Math.PI * progress));
+  if (kind === "wsd") return floor + (1 - floor) * Math.min(1, (1 - progress) / DECAY);
   return 1;
 }
 
