@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from server_process import ServerProcess, until, write_run
+from server_process import BEARER, PATIENCE, ServerProcess, until, write_run
+from websockets.sync.client import connect
 
 METRICS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_mb", "epoch", "tokens", "mfu")
 LINE = (
@@ -35,6 +38,18 @@ def test_a_million_points(serve: Callable[..., ServerProcess], runs_dir: Path) -
     spike = write_million(folder)
     server = serve()
     query = f"/api/runs/million/series?metrics={','.join(METRICS)}&points=600"
+    began = time.monotonic()
+    early = server.get(query)  # before the server can have read the log: a first look, all over it
+    first_chart = time.monotonic() - began
+    if early["first_look"]:
+        assert early["range"] == [1, 1_000_000] and 5_000 < early["tables"]["metrics"]["total"] < 100_000
+        told = server.get("/api/runs/million")
+        assert (told["step"], told["status"], told["seq"]) == (1_000_000, "running", 0)
+        with connect(f"{server.address}/ws/runs/million", additional_headers=BEARER, max_size=None) as wire:
+            wire.send('{"type":"subscribe","after_seq":0}')
+            kinds = [json.loads(wire.recv(PATIENCE)) for _ in range(2)]  # said once all of it is read
+        assert [kind["type"] for kind in kinds] == ["hello", "snapshot"] and kinds[1]["to"] == 1_000_001
+    print(f"first look: {early['first_look']}, after {first_chart:.2f} s")
     # The server indexes what it finds when it starts; a person takes a moment to open the page and the run.
     until(lambda: server.get("/api/runs")["runs"][0]["seq"] == 1_000_001)
 
@@ -49,6 +64,7 @@ def test_a_million_points(serve: Callable[..., ServerProcess], runs_dir: Path) -
     answer = server.http.get(query, headers={"accept-encoding": "identity"})
     assert len(answer.content) < 500_000
     assert work() - began < 2.0
+    assert not answer.json()["first_look"]
     segment = answer.json()["tables"]["metrics"]["segments"][0]
     assert segment["rows"] == 1_000_000 and set(segment["series"]) == set(METRICS)
     loss = segment["series"]["loss"]

@@ -129,6 +129,7 @@ class Client:
     async def _begin(self) -> None:
         """Answers a subscription: hello, and a snapshot where the gap is large."""
         after, self._asked = self._asked or 0, None
+        await asyncio.to_thread(self.watched.index.update)  # all of it: numbers are told from here on
         summary = await asyncio.to_thread(self.runs.update, self.watched)
         last = self.watched.index.last_seq
         hello = {"type": "hello", "protocol": 1, "run": summary.id, "after_seq": after, "last_seq": last}

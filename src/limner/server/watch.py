@@ -17,7 +17,7 @@ from pathlib import Path
 
 from limner.runs import Run
 from limner.runs.folder import check_name, list_runs
-from limner.runs.index import RunIndex
+from limner.runs.index import FirstLook, RunIndex
 from limner.server.errors import Refusal
 from limner.server.summary import RunSummary, summarize
 
@@ -26,6 +26,8 @@ BUSY_SECONDS = 0.25
 """The same while events stream in: four looks a second are live enough for a curve, and cost the trainer less."""
 STATUS_SECONDS = 1.0
 """How often a watched run's process is looked at, so that a crash, which writes nothing, is seen."""
+LONG_BYTES = 32 << 20
+"""A log of more than this takes a second to read: until it is read, a `FirstLook` answers."""
 INDEX_BYTES = 1 << 30
 """Indexes kept in memory; those of runs that nobody watches go first."""
 
@@ -39,6 +41,8 @@ class Watched:
         self.run, self.recorded = run, recorded
         self.config_stamp = _stamp(run.path / "config.json")
         self.index = RunIndex(run.events_path)
+        self.first_look: FirstLook | None = None
+        """What is shown of a long log until all of it has been read."""
         self.summary: RunSummary | None = None
         self.stamp: tuple[object, ...] = ()
         """Of the files that the summary was made from, and the run's place in the queue."""
@@ -47,6 +51,11 @@ class Watched:
         self.gone = False
         self._bell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def shown(self) -> RunIndex:
+        """What charts are drawn from."""
+        return self.first_look or self.index
 
     def ring(self) -> None:
         bell, self._bell = self._bell, asyncio.Event()
@@ -75,6 +84,7 @@ class Runs:
         self.runs_dir, self.recorded_dir, self.position = runs_dir, recorded_dir, position
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
 
     # -- finding ---------------------------------------------------------------------------------------------
 
@@ -111,19 +121,36 @@ class Runs:
         return watched
 
     def update(self, watched: Watched) -> RunSummary:
-        """Reads what is new of a run, and tells what it is doing. May take seconds for a long log's first time."""
+        """Reads what is new of a run, and tells what it is doing. A long log is read beside, its first time."""
         position = self.position(watched.run.name)
         stamp = (position, *(_stamp(watched.run.path / name) for name in _TELLING))
         summary = watched.summary
         if summary is not None and not summary.status.active and stamp == watched.stamp:
             return summary  # a list of hundreds of ended runs is asked for every few seconds
-        watched.index.update()
         try:
+            if not watched.index.whole and _size(watched.index.path) > LONG_BYTES:
+                return self._first_look(watched, position)
+            watched.index.update()
+            watched.first_look = None
             watched.summary = summarize(watched.run, watched.index, position, watched.recorded)
         except FileNotFoundError:  # deleted under our hands
             raise Refusal("not_found", f"The run '{watched.run.name}' has been deleted.", field="id") from None
         watched.stamp = stamp
         return watched.summary
+
+    def _first_look(self, watched: Watched, position: int | None) -> RunSummary:
+        def read() -> None:
+            with self._reading:  # one long log at a time
+                watched.index.update()
+                watched.first_look = None
+
+        with self._lock:
+            look = watched.first_look
+            if look is None:
+                look = watched.first_look = FirstLook(watched.index.path)
+                threading.Thread(target=read, daemon=True).start()
+        found = summarize(watched.run, look, position, watched.recorded)
+        return found.model_copy(update={"detail": found.detail or f"reading {look.size >> 20:,} MB of its log"})
 
     async def summary(self, name: str) -> tuple[Watched, RunSummary]:
         """`find` and `update`, off the event loop."""

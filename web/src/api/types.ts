@@ -127,6 +127,8 @@ export interface Table {
 
 export interface Series {
   run: string;
+  /** Points from all over a long log that the server has not read yet, not all of them. */
+  first_look?: boolean;
   x: string;
   to_seq: number;
   range: [number, number] | null;

@@ -44,6 +44,10 @@ export class LineBook {
     this.smoothing = smoothing;
   }
 
+  get firstLook(): boolean {
+    return this.base.first_look ?? false;
+  }
+
   /** The metric's tracks, one an attempt, up to the newest event. */
   tracks(line: LineKey): Track[] {
     const name = `${line.table}/${line.key}/${line.transform ?? ""}`;

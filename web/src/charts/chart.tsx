@@ -17,6 +17,8 @@ export interface ChartModel {
   /** "1,914 of 240,000 points", and what was left out. */
   points(window: [number, number] | null): { shown: number; total: number };
   /** Calls back after changes; returns the end of it. */
+  /** What is to be said of the points instead of their number. */
+  note?: string | undefined;
   subscribe(listener: () => void): () => void;
   stepAt(x: number): number;
   xAt(step: number): number;
@@ -126,7 +128,8 @@ export function Chart(props: Props) {
       const { shown, total } = model.points(window);
       if (status.current)
         status.current.textContent =
-          total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "";
+          model.note ??
+          (total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "");
     };
     const request = (): void => {
       clearTimeout(timer);

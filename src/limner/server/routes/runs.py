@@ -114,7 +114,7 @@ async def list_runs(request: Request) -> Response:
 async def one_run(request: Request, id: str) -> RunDetail:
     """A run with its settings and its story."""
     watched, summary = await _runs(request).summary(id)
-    return await asyncio.to_thread(describe, watched.run, watched.index, summary)
+    return await asyncio.to_thread(describe, watched.run, watched.shown, summary)
 
 
 @router.get("/{id}/config", responses=responses(404))
@@ -164,6 +164,7 @@ async def events(
 
     def read() -> Events:
         index = watched.index
+        index.update()
         seqs = index.seqs(wanted, after_seq, before_seq)
         part = seqs[-limit:] if newest else seqs[:limit]
         found = index.events(part)
@@ -184,12 +185,17 @@ async def metric_series(
     high: Annotated[float | None, Query(alias="to", allow_inf_nan=False)] = None,
     points: Annotated[int, Query(ge=20, le=4000)] = 1000,
 ) -> Response:
-    """Metrics in at most `points` buckets, made of ALL points: no spike is lost at any zoom."""
+    """Metrics in at most `points` buckets, made of ALL points: no spike is lost at any zoom.
+
+    Of a long log that has never been read, `first_look` is true for some seconds: points from all over it, not all.
+    """
     watched, _ = await _runs(request).summary(id)
     wanted = None if metrics is None else [name for name in metrics.split(",") if name]
 
     def draw() -> bytes:
-        return to_json({"run": id} | series(watched.index, wanted, x, low, high, points))
+        shown = watched.shown
+        first_look = shown is not watched.index
+        return to_json({"run": id, "first_look": first_look} | series(shown, wanted, x, low, high, points))
 
     return Response(await asyncio.to_thread(draw), media_type="application/json")
 
@@ -205,6 +211,7 @@ async def samples(
     watched, _ = await _runs(request).summary(id)
 
     def read() -> Samples:
+        watched.index.update()
         seqs = watched.index.seqs({"sample"}, after_seq)
         more = len(seqs) > limit
         found = watched.index.events(seqs)
@@ -274,7 +281,7 @@ async def log(
 async def run_report(request: Request, id: str) -> dict[str, Any]:
     """What the run came to: best and final metrics, time, attempts, the model."""
     watched, summary = await _runs(request).summary(id)
-    return await asyncio.to_thread(report, watched.run, watched.index, summary)
+    return await asyncio.to_thread(report, watched.run, watched.shown, summary)
 
 
 @router.get("/{id}/checkpoints", response_model=Checkpoints, responses=responses(404))
@@ -340,6 +347,7 @@ def _checkpoints(watched: Watched) -> list[CheckpointInfo]:
 
 def _best_checkpoint(watched: Watched) -> str | None:
     """The last one that was the best when it was saved."""
+    watched.index.update()
     for event in reversed(watched.index.events(watched.index.seqs({"checkpoint"}))):
         if event.get("best"):
             return Path(str(event.get("path", ""))).name

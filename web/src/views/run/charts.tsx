@@ -165,6 +165,7 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
     return {
       content,
       points,
+      note: book.firstLook ? "a first look, while the server reads the log" : undefined,
       subscribe: store.subscribe,
       stepAt: (x) => book.stepAt(x),
       xAt: (step) => book.xAt(step),

@@ -67,11 +67,13 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
       if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });
       if (event.type === "complete") void client.invalidateQueries({ queryKey: ["models"] });
     });
-    let status = "";
+    let [status, skips] = ["", 0];
     const endStatus = made.subscribe(() => {
       const now = made.run?.status ?? "";
-      if (status && now !== status) void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
+      if ((status && now !== status) || made.skips !== skips)
+        void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
       status = now; // a crash, for one, is no event
+      skips = made.skips;
     });
     setStore(made);
     expose(made);
