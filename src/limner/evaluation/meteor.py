@@ -73,8 +73,9 @@ def _java_scores(jar: Path, candidates: Sequence[str], references: Sequence[Sequ
         " ||| ".join(["SCORE", *map(_line, group), _line(candidate)])
         for candidate, group in zip(candidates, references, strict=True)
     ]
-    # No garbage collector threads: one process, one core.
-    command = ["java", "-Xmx2G", "-XX:+UseSerialGC", "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
+    # One process, one core: no garbage collector's threads, and only the quick compiler (a tenth less time).
+    flags = ["-Xmx2G", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    command = ["java", *flags, "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(
         command,
         cwd=jar.parent,
