@@ -301,7 +301,7 @@ class CaptionTask(Task):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """CIDEr-D, ROUGE-L and METEOR of the first ``eval_images`` validation pictures, captioned with beams."""
         chosen = range(min(self.config.eval_images, len(self.records["validation"])))
-        captions = self._captions(chosen)
+        captions = self._captions(model, chosen)
         if self.config.debug:
             for index, got in zip(chosen, captions, strict=True):
                 self.say(f"expected: {self.records['validation'][index].captions[0]}\n     got: {got}")
@@ -309,23 +309,24 @@ class CaptionTask(Task):
         found = self.scorer.score(named, self.meteor).corpus
         return {name: found[name] for name in self.directions if name in found}
 
-    def _captions(self, indices: Sequence[int], split: str = "validation") -> list[str]:
+    def _captions(self, model: nn.Module, indices: Sequence[int], split: str = "validation") -> list[str]:
         texts: list[str] = []
         for start in range(0, len(indices), 16):
             part = indices[start : start + 16]
-            texts += self._describe(self.inputs[split].read(part, seed=0))
+            texts += self._describe(model, self.inputs[split].read(part, seed=0))
         return texts
 
-    def _describe(self, picture: torch.Tensor, **settings: Any) -> list[str]:
+    def _describe(self, model: nn.Module, picture: torch.Tensor, **settings: Any) -> list[str]:
         """Captions of (N, P, Dv) features or (N, 3, H, W) pixels, with the live weights."""
-        vlm = self.vlm
+        assert isinstance(model, CaptionLoss)
+        vlm = model.vlm
         never = tuple(vlm.generation_config.suppress_tokens or ())  # <image>, and rows without a token
         wanted = {"num_beams": self.config.num_beams, "max_new_tokens": self.config.max_length}
         settings = {**wanted, "suppress_tokens": never, **settings}
         decoder = get_decoder("beam" if settings["num_beams"] > 1 else "greedy", **_fitting(settings))
         device = vlm.device
         with torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            features = picture.to(device) if picture.dim() == 3 else self.captioner.features(picture.to(device))
+            features = picture.to(device) if picture.dim() == 3 else model.features(picture.to(device))
             prompt = vlm.prompt_embeds(features)  # (N, P, D)
             tokens, _ = decoder.decode(step_model(vlm.decoder), prefix_embeds=prompt)
         return [text.strip() for text in vlm.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
@@ -339,7 +340,7 @@ class CaptionTask(Task):
                 "text": text,
                 "references": self.records["validation"][index].captions,
             }
-            for index, text in zip(chosen, self._captions(chosen), strict=True)
+            for index, text in zip(chosen, self._captions(model, chosen), strict=True)
         ]
 
     def sample(self, model: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +352,7 @@ class CaptionTask(Task):
         inside = self.run_path / "samples" / Path(name).name
         image = load_image(inside if inside.is_file() else name)
         settings = dict(arguments.get("settings") or {})
-        text = self._describe(self.pixels.pixels(image)[None], **settings)[0]
+        text = self._describe(model, self.pixels.pixels(image)[None], **settings)[0]
         return {"probe": str(name), "image": self._picture_file(Record(image, [], str(name))), "text": text}
 
     def _picture_file(self, record: Record) -> str:
@@ -369,14 +370,16 @@ class CaptionTask(Task):
     # -- what is left ----------------------------------------------------------------------------------------
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        self.vlm.generation_config.num_beams = self.config.num_beams
-        self.vlm.generation_config.max_new_tokens = self.config.max_length
-        save_captioner(self.vlm, folder)
+        assert isinstance(model, CaptionLoss)
+        vlm = model.vlm
+        vlm.generation_config.num_beams = self.config.num_beams
+        vlm.generation_config.max_new_tokens = self.config.max_length
+        save_captioner(vlm, folder)
         if getattr(self.config, "save_adapter", False):  # the demo, whose task this is too, has no adapter
-            if not isinstance(self.vlm.decoder, PeftModel):
+            if not isinstance(vlm.decoder, PeftModel):
                 self.say("There is no adapter to save: the whole decoder was trained.")
                 return
-            save_adapter(self.vlm, folder / "adapter")
+            save_adapter(vlm, folder / "adapter")
 
     def prune_cache(self) -> None:
         """Removes the feature cache from the disk."""

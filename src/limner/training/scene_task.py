@@ -149,7 +149,7 @@ class SceneTask(CaptionTask):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Exact match on both kinds of validation scenes, and CIDEr-D over all of them."""
-        captions = self._captions(range(len(self.validation)))
+        captions = self._captions(model, range(len(self.validation)))
         accepted = [scene.accepts(text) for scene, text in zip(self.validation, captions, strict=True)]
         half = len(accepted) // 2
         references = {record.image_id: record.captions for record in self.records["validation"]}
