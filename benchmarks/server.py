@@ -1,15 +1,22 @@
 """What the dashboard's server costs and gives: a million points, watching pages, and the trainer's share.
 
-    python benchmarks/server.py [--points 1000000] [--seconds 20]
+    python benchmarks/server.py [million watching] [--points 1000000] [--seconds 20]
+    python benchmarks/server.py frozen [--seconds 300]      a whole Chromium is stopped (SIGSTOP), another looks on
+    python benchmarks/server.py trainer [--seconds 150]     a real trainer, with and without the page, in turn
 
 Each figure is of a real server (`limner serve`) in a process of its own, over HTTP and WebSocket, on this machine.
+The last two need a Chromium, playwright and the built page.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +31,7 @@ import httpx
 import psutil
 from websockets.sync.client import connect
 
-from limner.runs import EventWriter, create_run
+from limner.runs import EventReader, EventWriter, create_run
 from limner.runs.state import process_identity
 
 TOKEN = "benchmark-token-0123456789"
@@ -83,7 +90,10 @@ def million(runs_dir: Path, points: int) -> dict[str, Any]:
     plain = {"accept-encoding": "identity"}
     with serving(runs_dir) as (client, server):
         cold, answer = timed(lambda: client.get(query, headers=plain))
-        assert answer.json()["tables"]["metrics"]["total"] == points
+        looked_at = answer.json()["tables"]["metrics"]["total"]
+        rest, _ = timed(lambda: client.get("/api/runs/million/events?limit=1"))  # waits for all of the log
+        answer = client.get(query, headers=plain)
+        assert not answer.json()["first_look"] and answer.json()["tables"]["metrics"]["total"] == points
         warm = [timed(lambda: client.get(query, headers=plain))[0] for _ in range(5)]
         zooms, sizes = [], []
         for width in (points // 2, points // 10, points // 100, 2000, 200):
@@ -95,6 +105,8 @@ def million(runs_dir: Path, points: int) -> dict[str, Any]:
         return {
             "log_mb": round((folder / "events.jsonl").stat().st_size / 1e6),
             "first_chart_of_a_cold_server_s": round(cold, 2),
+            "points_of_that_first_look": looked_at,
+            "all_points_of_a_cold_server_s": round(cold + rest, 2),
             "first_chart_s": round(min(warm), 3),
             "worst_zoom_s": round(max(zooms), 3),
             "largest_payload_kb": round(max(sizes) / 1000),
@@ -146,20 +158,158 @@ def watching(runs_dir: Path, pages: int, per_second: float, seconds: float) -> f
         return round(100 * (after.user + after.system - before.user - before.system) / passed, 2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=20)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        shares = {}
-        for pages, per_second in ((0, 20), (1, 2), (1, 20), (1, 50), (8, 50)):
-            share = watching(Path(folder) / "live", pages, per_second, args.seconds)
-            shares[f"{pages} pages, {per_second} events/s"] = share
-        found = million(Path(folder) / "large", args.points) | {
-            "server_cpu_percent_of_a_core": shares,
-            "cores": os.cpu_count(),
+@contextmanager
+def browsers(count: int) -> Iterator[list[tuple[Any, psutil.Process]]]:
+    """So many Chromiums, each with its first process."""
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as playwright:
+        found: list[tuple[Any, psutil.Process]] = []
+        for _ in range(count):
+            before = set(psutil.Process().children(recursive=True))
+            browser = playwright.chromium.launch(executable_path=path, args=flags)
+            new = [process for process in psutil.Process().children(recursive=True) if process not in before]
+            found.append((browser, next(p for p in new if p.parent() not in new and "--headless" in p.cmdline())))
+        yield found
+        for browser, _ in found:
+            browser.close()
+
+
+def opened(browser: Any, client: httpx.Client, run: str) -> Any:
+    """A tab that watches the run live."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{client.base_url}/runs/{run}?token={TOKEN}")
+    page.wait_for_function("() => window.limner?.held().connection === 'live'", timeout=60_000)
+    return page
+
+
+HELD = "(window.limner.held().ranges.at(-1) ?? [0, 0])[1]"
+
+
+def frozen(runs_dir: Path, seconds: float) -> dict[str, Any]:
+    """The server's memory while a browser is stopped and 50 events/s come, and what another page sees of it."""
+    folder = write_log(runs_dir, "frozen", 5000)
+    with serving(runs_dir) as (client, server), browsers(2) as [(first, root), (second, _)]:
+        trainer = Trainer(folder, 50)
+        trainer.start()
+        sleeper, awake = opened(first, client, "frozen"), opened(second, client, "frozen")
+
+        def look(seconds: float) -> tuple[float, int]:
+            """MB that the server has grown by at most, and the most events that the page awake was behind."""
+            before, most, behind = server.memory_info().rss, 0, 0
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(2)
+                seq = trainer.writer.seq
+                behind = max(behind, seq - awake.evaluate(HELD))
+                most = max(most, server.memory_info().rss - before)
+            return round(most / 1e6, 2), behind
+
+        time.sleep(10)
+        alike = look(seconds / 5)
+        processes = [root, *root.children(recursive=True)]
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        stopped = look(seconds)
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        thawed = time.perf_counter()
+        sleeper.wait_for_function(f"least => {HELD} >= least", arg=trainer.writer.seq, timeout=60_000)
+        caught_up = time.perf_counter() - thawed
+        held = sleeper.evaluate("window.limner.held()")
+        trainer.done.set()
+        trainer.join()
+        return {
+            "events": trainer.writer.seq,
+            f"both_awake_{seconds / 5:g}_s": {"grown_mb": alike[0], "events_behind": alike[1]},
+            f"one_frozen_{seconds:g}_s": {"grown_mb": stopped[0], "events_behind": stopped[1]},
+            "frozen_page_caught_up_s": round(caught_up, 2),
+            "frozen_page_gaps": len(held["ranges"]) - 1,
+            "frozen_page_duplicates": held["duplicates"],
         }
+
+
+def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
+    """A real trainer's step time without anybody, with a WebSocket client, with a page in Chromium; in turn."""
+    create = [sys.executable, "-m", "limner", "pretrain", "--corpus", "tiny", "--tokenizer", "byte"]
+    size = ["--context-length", "128", "--width", "192", "--num-heads", "4", "--num-layers", "4"]
+    size += ["--precision", "fp32", "--no-compile"]
+    plan = ["--steps", "1000000", "--eval-freq", "0", "--checkpoint-freq", "0", "--schedule", "constant"]
+    where = ["--runs-dir", str(runs_dir), "--name", "real", "--cache-dir", str(runs_dir.parent / "cache")]
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with serving(runs_dir) as (client, server), browsers(1) as [(browser, _)]:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([*create, *size, *plan, *where], stdout=quiet, stderr=quiet)
+        events = runs_dir / "real" / "events.jsonl"
+        while not events.is_file() or len(EventReader(events).read()) < 100:
+            time.sleep(0.5)
+        reader = EventReader(events)
+        reader.read()
+        tells: dict[str, list[list[float]]] = {"nobody": [], "socket": [], "page": []}
+        used: dict[str, list[float]] = {name: [] for name in tells}
+        address = str(client.base_url).replace("http", "ws") + "/ws/runs/real"
+        until = time.monotonic() + seconds
+        try:
+            while time.monotonic() < until:
+                for name in tells:
+                    page = opened(browser, client, "real") if name == "page" else None
+                    wire = connect(address, additional_headers=HEADERS, legacy=True) if name == "socket" else None
+                    if wire is not None:
+                        wire.send(json.dumps({"type": "subscribe", "after_seq": len(EventReader(events).read())}))
+                        threading.Thread(target=lambda wire=wire: [None for _ in wire], daemon=True).start()
+                    time.sleep(1)
+                    reader.read()
+                    before = server.cpu_times()
+                    time.sleep(5)
+                    after = server.cpu_times()
+                    used[name].append((after.user + after.system - before.user - before.system) / 5)
+                    times = [event["time"] for event in reader.read() if event["type"] == "metrics"]
+                    tells[name].append([b - a for a, b in itertools.pairwise(times)])
+                    if page is not None:
+                        page.close()
+                    if wire is not None:
+                        wire.socket.close()
+        finally:
+            process.terminate()
+            process.wait(60)
+        found: dict[str, Any] = {
+            "steps_per_second": round(1 / statistics.median(itertools.chain(*tells["nobody"])), 1)
+        }
+        for name, rounds in tells.items():
+            ratios = [statistics.mean(a) / statistics.mean(b) for a, b in zip(rounds, tells["nobody"], strict=True)]
+            found[name] = {
+                "ms_a_step": round(1000 * statistics.mean(itertools.chain(*rounds)), 3),
+                "slower_by_percent": round(100 * (statistics.median(ratios) - 1), 2),
+                "of_rounds": [round(100 * (ratio - 1), 1) for ratio in ratios],
+                "server_percent_of_a_core": round(100 * statistics.mean(used[name]), 2),
+            }
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = ("million", "watching", "frozen", "trainer")
+    parser.add_argument("modes", nargs="*", choices=modes, default=["million", "watching"])
+    parser.add_argument("--points", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float)
+    args = parser.parse_args()
+    found: dict[str, Any] = {"cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "million" in args.modes:
+            found |= million(folder / "large", args.points)
+        if "watching" in args.modes:
+            shares = {}
+            for pages, per_second in ((0, 20), (1, 2), (1, 20), (1, 50), (8, 50)):
+                share = watching(folder / "live", pages, per_second, args.seconds or 20)
+                shares[f"{pages} pages, {per_second} events/s"] = share
+            found["server_cpu_percent_of_a_core"] = shares
+        if "frozen" in args.modes:
+            found["frozen"] = frozen(folder / "frozen", args.seconds or 300)
+        if "trainer" in args.modes:
+            found["trainer"] = trainer_cost(folder / "trainer", args.seconds or 150)
     print(json.dumps(found, indent=2))
 
 
