@@ -37,7 +37,8 @@ def run(argv: list[str]) -> int:
     from limner.training.caption_task import CaptionTask
     from limner.training.trainer import train
 
-    console = Console(stderr=True, highlight=False)
+    # Of several processes only the first speaks.
+    console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
