@@ -3,6 +3,7 @@
     python benchmarks/finetune.py [--rounds 3] [--sides plain limner ...] [--device cuda]
     python benchmarks/finetune.py --ship        a process a side, as they ship, with peak memory
     python benchmarks/finetune.py --list        what the sides are
+    python benchmarks/finetune.py --proof       equal validation loss after equal epochs, small and with real photos
 
 Random weights of real size, LoRA r = 16 with dropout 0.1 on q, k, v, o, a linear projection, five captions a
 picture of 6 to 29 tokens (13 on average, about COCO's). The plain recipe is stock transformers and peft: a row a
@@ -24,12 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PICTURES, CAPTIONS, LONGEST, VOCABULARY = 48, 5, 30, 49_152
+PICTURES, CAPTIONS, LONGEST, VOCABULARY = 33, 5, 30, 49_152
 Step = Callable[[], int]
 """Takes an optimizer step; gives the captions it has learned from."""
 
@@ -135,8 +137,55 @@ def captioner(*_: Any, layers: int = 30) -> Any:
 # ---- the straightforward recipe -----------------------------------------------------------------------------
 
 
+def siglip_features(encoder: Any, pixels: Any) -> Any:
+    """(N, 3, H, W) -> (N, P, Dv): the last layer but one, as LLaVA reads it."""
+    return encoder(pixels, output_hidden_states=True).hidden_states[-2]
+
+
+def padded_loss(vlm: Any, prefix: Any, captions: list[list[int]], longest: int) -> Any:
+    """The mean loss of captions' tokens, one caption a row, padded to ``longest``, with all logits: stock code."""
+    import torch
+
+    shape = (len(captions), prefix.shape[1] + longest)
+    ids = torch.zeros(len(captions), longest, dtype=torch.long)
+    mask, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+    for row, caption in enumerate(captions):
+        end = prefix.shape[1] + len(caption)
+        ids[row, : len(caption)] = torch.tensor(caption)
+        mask[row, :end] = 1
+        labels[row, prefix.shape[1] : end] = torch.tensor(caption)
+    lm, device = vlm.language_model, prefix.device
+    embeds = torch.cat([prefix, lm.get_input_embeddings()(ids.to(device))], 1)
+    return lm(inputs_embeds=embeds, attention_mask=mask.to(device), labels=labels.to(device), use_cache=False).loss
+
+
+def better_loss(vlm: Any, prefix: Any, captions: list[list[list[int]]], way: Plain) -> Any:
+    """The same, of rows that may hold several captions, with the head on labels only or everywhere."""
+    from torch.nn import functional as F
+
+    from limner.data.packing import block_mask, pack_captions
+
+    width = max(sum(len(caption) - 1 for caption in row) for row in captions)
+    room = prefix.shape[1] + (width if way.packed else LONGEST)
+    packed = pack_captions(captions, prefix.shape[1], pad_to_multiple=room)
+    put = {name: tensor.to(prefix.device) for name, tensor in packed.tensors().items()}
+    embeds = vlm.language_model.get_input_embeddings()(put["input_ids"])
+    hidden = vlm.hidden_states(
+        _beside(prefix, embeds), block_mask(put["document_ids"]), put["position_ids"]
+    )  # (B, S, D)
+    at = put["label_positions"]
+    logits = vlm.head(hidden.flatten(0, 1)[at]) if way.labels_only else vlm.head(hidden).flatten(0, 1)[at]
+    return F.cross_entropy(logits.float(), put["labels"])
+
+
+def _beside(prefix: Any, embeds: Any) -> Any:
+    import torch
+
+    return torch.cat([prefix, embeds], 1)
+
+
 class PlainRecipe:
-    """Stock parts; shared by all of the recipe's variants."""
+    """Stock parts and a stock optimizer; shared by all of the recipe's variants."""
 
     def __init__(self, device: str, layers: int) -> None:
         import torch
@@ -144,75 +193,41 @@ class PlainRecipe:
         from limner.data.images import PixelSettings
 
         torch.manual_seed(42)
-        vlm = captioner(layers=layers)
-        self.encoder, self.projection, self.lm = (
-            part.to(device) for part in (vlm.encoder, vlm.projection, vlm.decoder)
-        )
-        self.device, self.words = device, vlm.tokenizer
-        self.lm.get_base_model().enable_input_require_grads()
-        trained = [p for part in (self.projection, self.lm) for p in part.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.01)
-        self.trained = trained
-        self.records = records().train
-        pixels = PixelSettings.from_processor_config(vlm.image_processor_config)
-        pictures = np.stack([np.asarray(record.image) for record in self.records])
+        self.vlm, self.device = captioner(layers=layers).to(device), device
+        self.vlm.language_model.enable_input_require_grads()
+        self.trained = [p for p in self.vlm.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=5e-5, weight_decay=0.01)
+        examples = records().train
+        pictures = np.stack([np.asarray(record.image) for record in examples])
+        pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
         self.pixels = pixels.normalize(torch.from_numpy(pictures))
-        self.prompt = vlm.num_prompt_tokens
-        self.tokens = [[[*self.words.encode(c), 0] for c in r.captions] for r in self.records]
+        self.tokens = [[[*self.vlm.tokenizer.encode(c), 0] for c in record.captions] for record in examples]
         self.features: Any = None
         self.next = 0
 
-    def encode(self, pixels: Any) -> Any:
-        return self.encoder(pixels, output_hidden_states=True).hidden_states[-2]
-
     def step(self, way: Plain) -> int:
         import torch
-        from torch.nn import functional as F
-
-        from limner.data.packing import block_mask, pack_captions
 
         if way.cached and self.features is None:
             with torch.no_grad():
-                self.features = torch.cat([self.encode(p.to(self.device)).half() for p in self.pixels.split(8)])
-        lm = self.lm.get_base_model()
+                some = self.pixels.split(8)
+                self.features = torch.cat([siglip_features(self.vlm.encoder, p.to(self.device)) for p in some])
+        lm = self.vlm.language_model
         (lm.activation_checkpointing_enable if way.checkpointing else lm.activation_checkpointing_disable)()
-        lm.train()
-        drawn = [(self.next + k) % len(self.records) for k in range(way.rows)]
+        self.vlm.train()
+        drawn = [(self.next + k) % len(self.tokens) for k in range(way.rows)]
         self.next += way.rows
         rows = [self.tokens[k] if way.packed else [self.tokens[k][self.next % CAPTIONS]] for k in drawn]
         with torch.autocast(self.device, torch.bfloat16, enabled=way.autocast):
-            seen = self.features[drawn].float() if way.cached else self.encode(self.pixels[drawn].to(self.device))
-            prefix = self.projection(seen)  # (B, P, D)
-            if way.packed:
-                packed = pack_captions(rows, self.prompt)
-                put = {name: tensor.to(self.device) for name, tensor in packed.tensors().items()}
-                embeds = torch.cat([prefix, lm.get_input_embeddings()(put["input_ids"])], 1)
-                at, labels = put["label_positions"], put["labels"]
-                mask, positions = block_mask(put["document_ids"]), put["position_ids"]
-            else:  # a caption a row, padded to the longest that there may be
-                padded = torch.zeros(way.rows, LONGEST, dtype=torch.long)
-                mask = torch.zeros(way.rows, self.prompt + LONGEST, dtype=torch.long)
-                targets = torch.full((way.rows, self.prompt + LONGEST), -100)
-                for row, (caption,) in enumerate(rows):
-                    padded[row, : len(caption)] = torch.tensor(caption)
-                    mask[row, : self.prompt + len(caption)] = 1
-                    targets[row, self.prompt : self.prompt + len(caption)] = torch.tensor(caption)
-                embeds = torch.cat([prefix, lm.get_input_embeddings()(padded.to(self.device))], 1)
-                mask, targets, positions = mask.to(self.device), targets.to(self.device), None
-                shifted = F.pad(targets, (0, 1), value=-100)[:, 1:].flatten()
-                at = (shifted >= 0).nonzero()[:, 0]
-                labels = shifted[at]
-            if way.labels_only or way.packed:  # packed captions share the position of their first token's logits
-                hidden = lm.model(
-                    inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-                ).last_hidden_state
-                if way.labels_only:
-                    logits = lm.lm_head(hidden.flatten(0, 1)[at])
-                else:
-                    logits = lm.lm_head(hidden).flatten(0, 1)[at]
-                loss = F.cross_entropy(logits.float(), labels)
+            if way.cached:
+                seen = self.features[drawn]
             else:
-                loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=targets, use_cache=False).loss
+                seen = siglip_features(self.vlm.encoder, self.pixels[drawn].to(self.device))
+            prefix = self.vlm.projection(seen)  # (B, P, D)
+            if way.packed or way.labels_only:
+                loss = better_loss(self.vlm, prefix, rows, way)
+            else:
+                loss = padded_loss(self.vlm, prefix, [row[0] for row in rows], LONGEST)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
@@ -226,8 +241,6 @@ class PlainRecipe:
 
 def limner(way: Limner, device: str, layers: int, folder: str) -> Step:
     """Steps of the real trainer over the real task; its run folder and cache are in ``folder``."""
-    from functools import partial
-
     from accelerate import Accelerator
 
     from limner.config.train import TrainConfig
@@ -264,17 +277,17 @@ def limner(way: Limner, device: str, layers: int, folder: str) -> Step:
 # ---- interleaved in one process -----------------------------------------------------------------------------
 
 
-def sides(names: list[str], options: argparse.Namespace, folder: str) -> dict[str, Step]:
-    made: dict[str, Step] = {}
-    recipe: PlainRecipe | None = None
-    for name in names:
-        way = SIDES[name][1]
-        if isinstance(way, Plain):
-            recipe = recipe or PlainRecipe(options.device, options.layers)
-            made[name] = lambda recipe=recipe, way=way: recipe.step(way)  # type: ignore[misc]
-        else:
-            made[name] = limner(way, options.device, options.layers, tempfile.mkdtemp(dir=folder))
-    return made
+def side(name: str, options: argparse.Namespace, folder: str) -> Step:
+    way = SIDES[name][1]
+    if isinstance(way, Limner):
+        return limner(way, options.device, options.layers, tempfile.mkdtemp(dir=folder))
+    recipe = plain_recipe(options.device, options.layers)
+    return lambda: recipe.step(way)
+
+
+@lru_cache(maxsize=1)
+def plain_recipe(device: str, layers: int) -> PlainRecipe:
+    return PlainRecipe(device, layers)
 
 
 def timed(step: Step, device: str) -> tuple[float, float]:
@@ -299,10 +312,14 @@ def interleaved(options: argparse.Namespace) -> None:
     print(f"{machine(options.device)}; freed memory kept on every side: {kept}; medians of {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        steps = sides(options.sides, options, folder)
-        for step in steps.values():  # warms up, and compiles; batches differ in shape, so twice
-            step()
-            step()
+        steps: dict[str, Step] = {}
+        for name in options.sides:
+            try:
+                step = side(name, options, folder)
+                step(), step()  # warms up, and compiles; batches differ in shape, so twice
+                steps[name] = step
+            except Exception as error:  # no compiler, no memory: the other sides are still worth telling
+                print(f"{SIDES[name][0]}: {type(error).__name__}: {str(error)[:500]}")
         print(f"prepared in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for _ in range(options.rounds):
@@ -345,7 +362,7 @@ def serve(options: argparse.Namespace) -> None:
 
         assert keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        step = sides([options.side], options, folder)[options.side]
+        step = side(options.side, options, folder)
         step(), step()
         print("ready", flush=True)
         for _ in sys.stdin:
@@ -398,6 +415,174 @@ def _answer(process: subprocess.Popen[str]) -> str:
     raise SystemExit("A side ended early; run it alone with --side to see why.")
 
 
+# ---- the proof: equal validation loss after equal epochs -----------------------------------------------------
+
+
+def photos(folder: Path, shard: str, split: str, count: int) -> list[Any]:
+    """The first photos of a shard of Flickr8k, with five captions each."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    from limner.data.records import Record
+
+    lines = map(json.loads, (folder / "flickr8k" / "captions_train_dev.jsonl").read_text().splitlines())
+    captions = {line["image"]: line["captions"] for line in lines if line["split"] == split}
+    found = []
+    with tarfile.open(folder / "flickr8k" / shard) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            if name in captions and len(found) < count:
+                with Image.open(io.BytesIO(tar.extractfile(member).read())) as image:  # type: ignore[union-attr]
+                    found.append(Record(image.convert("RGB"), captions[name], name))
+    return found
+
+
+class Proof:
+    """MobileNetV2 and stories260k with LoRA on photos of Flickr8k: one way to train them against the other."""
+
+    pictures = 4
+    """Of a step, with all their captions; the plain recipe takes as many captions, each drawn by itself."""
+
+    def __init__(self, options: argparse.Namespace, seed: int, folder: str) -> None:
+        from limner.config.train import TrainConfig
+        from limner.data.records import Splits
+        from limner.models.captioner import build_captioner
+        from limner.models.lora import Lora
+
+        data = options.data
+        train = photos(data, "images192_train_00.tar", "train", options.photos)
+        self.splits = Splits(train, photos(data, "images192_dev.tar", "dev", options.photos // 2))
+        models = data / "models"
+        parts = models / "mobilenet-v2-0.35-224", models / "stories260k"
+        self.build = partial(
+            build_captioner, *parts, lora=Lora(), freeze_vision=True, seed=seed, say=lambda _: None
+        )
+        self.config = TrainConfig(
+            encoder_model="mobilenet", decoder_model="stories260k", batch_size=self.pictures,
+            gradient_accumulation_steps=1, num_train_epochs=options.epochs, max_length=48, lora_lr=1e-3,
+            eval_steps=0, save_steps=0, eval_images=1, compile=True, seed=seed, device="cpu",
+            runs_dir=Path(folder), cache_dir=Path(folder) / "cache",
+        )  # fmt: skip
+        self.epochs = options.epochs
+
+    def tokens(self, vlm: Any, captions: list[str]) -> list[list[int]]:
+        from limner.data.packing import caption_tokens
+
+        encode = lambda text: vlm.tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        return caption_tokens(captions, encode, vlm.tokenizer.eos_token_id, self.config.max_length)[0]
+
+    def pixels(self, vlm: Any, examples: list[Any]) -> Any:
+        import torch
+
+        from limner.data.images import PixelSettings
+
+        settings = PixelSettings.from_processor_config(vlm.image_processor_config)
+        return torch.stack([settings.pixels(record.image) for record in examples])
+
+    def plain(self) -> Any:
+        """Trains: a caption a row, in an order of its own; the encoder in every step, all logits, checkpointing."""
+        import torch
+
+        from limner.training.schedule import lr_scale
+
+        vlm, config = self.build().train(), self.config
+        vlm.language_model.activation_checkpointing_enable()
+        vlm.language_model.enable_input_require_grads()
+        rates = {"projection": config.projection_lr, "decoder": config.lora_lr}
+        groups = [
+            {"params": [p for p in getattr(vlm, name).parameters() if p.requires_grad], "peak": rate}
+            for name, rate in rates.items()
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        parameters = [p for group in groups for p in group["params"]]
+        pixels = self.pixels(vlm, self.splits.train)
+        tokens = [self.tokens(vlm, record.captions) for record in self.splits.train]
+        pairs = [(k, caption) for k, of_picture in enumerate(tokens) for caption in of_picture]
+        size = self.pictures * CAPTIONS
+        a_round = -(-len(pairs) // size)
+        total, step = self.epochs * a_round, 0
+        torch.manual_seed(config.seed)
+        for epoch in range(self.epochs):
+            order = np.random.default_rng([config.seed, epoch]).permutation(len(pairs))
+            for part in np.array_split(order, a_round):
+                scale = lr_scale(step, total, config.warmup(total), config.schedule, config.lr_floor)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * scale
+                rows = [pairs[k] for k in part]
+                prefix = vlm.prompt_embeds(mobilenet_features(vlm.encoder, pixels[[k for k, _ in rows]]))
+                padded_loss(vlm, prefix, [caption for _, caption in rows], config.max_length).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+        return vlm
+
+    def limner(self) -> Any:
+        """Trains as `limner train` does: cached features, packed captions, the compiled stack, its own loss."""
+        from accelerate import Accelerator
+
+        from limner.device import choose
+        from limner.runs import create_run
+        from limner.training.caption_task import CaptionTask
+        from limner.training.journal import Journal
+        from limner.training.trainer import Trainer
+
+        config = self.config
+        task = CaptionTask(config, lambda _: self.splits, build=lambda *_: self.build(), say=lambda _: None)
+        run = create_run(config.runs_dir, "proof", "train", {})
+        choice = choose("cpu", config.precision)
+        trainer = Trainer(task, config, run, Journal(run.path, quiet=True), Accelerator(cpu=True), choice)
+        while trainer.progress.step < trainer.total_steps:
+            trainer._step()
+        assert task.captioner.stack is not None and task.captioner.stack.is_compiled
+        return task.vlm.float()
+
+    def validation_loss(self, vlm: Any) -> float:
+        """Of a token, by the plain recipe's code for either side."""
+        import torch
+
+        vlm.eval()
+        total = count = 0.0
+        with torch.no_grad():
+            for record, pixels in zip(
+                self.splits.validation, self.pixels(vlm, self.splits.validation), strict=True
+            ):
+                captions = self.tokens(vlm, record.captions)
+                prefix = vlm.prompt_embeds(mobilenet_features(vlm.encoder, pixels[None]))
+                size = sum(map(len, captions))
+                prefix = prefix.expand(len(captions), -1, -1)
+                total += size * float(padded_loss(vlm, prefix, captions, self.config.max_length))
+                count += size
+        return total / count
+
+
+def mobilenet_features(encoder: Any, pixels: Any) -> Any:
+    """(N, 3, H, W) -> (N, P, Dv): the cells of the last map, line by line."""
+    return encoder(pixels).last_hidden_state.flatten(2).transpose(1, 2)
+
+
+def prove(options: argparse.Namespace) -> None:
+    from limner.device import keep_freed_memory
+
+    keep_freed_memory()
+    losses: dict[str, list[float]] = {"plain": [], "limner": []}
+    print(f"{options.photos} photos x {CAPTIONS} captions, {options.epochs} epochs; validation loss a token:")
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            proof = Proof(options, seed, folder)
+            before = proof.validation_loss(proof.build())
+            for side in losses:
+                began = time.perf_counter()
+                losses[side].append(proof.validation_loss(getattr(proof, side)()))
+                seconds = time.perf_counter() - began
+                print(f"seed {seed}  {side:<7} {before:.4f} -> {losses[side][-1]:.4f}  {seconds:.0f} s", flush=True)
+    means = {side: statistics.mean(found) for side, found in losses.items()}
+    spread = max(statistics.stdev(found) for found in losses.values()) if options.seeds > 1 else float("nan")
+    print(f"mean: plain {means['plain']:.4f}, Limner {means['limner']:.4f}; deviation between seeds {spread:.4f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -407,6 +592,13 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="a process a side, as they ship, with peak memory")
     parser.add_argument("--keep-freed", action="store_true", help="with --ship: give the allocator to every side")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument(
+        "--proof", action="store_true", help="equal validation loss after equal epochs, small and real"
+    )
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LIMNER_TEST_DATA", "../shared/data")))
+    parser.add_argument("--photos", type=int, default=240, help="of --proof")
+    parser.add_argument("--epochs", type=int, default=4, help="of --proof")
+    parser.add_argument("--seeds", type=int, default=2, help="of --proof")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.list:
@@ -419,7 +611,8 @@ def main() -> None:
         if not fast_bf16(options.device):
             print("This machine has no fast bf16: no sides in it; Limner computes in fp32, as it would by itself.")
             options.sides = [side for side in options.sides if side not in ("bf16", "5", "fp32")]
-    serve(options) if options.side else shipped(options) if options.ship else interleaved(options)
+    modes = {prove: options.proof, serve: options.side, shipped: options.ship, interleaved: True}
+    next(mode for mode, wanted in modes.items() if wanted)(options)
 
 
 if __name__ == "__main__":
