@@ -77,6 +77,18 @@ def schema(verb: str) -> dict[str, Any]:
     return config_type(verb).model_json_schema()
 
 
+_ABOUT = {
+    "scratch": "A small encoder and a small decoder, both from random weights; nothing is downloaded",
+    "nano": "6 layers, 256 wide, 256 tokens of context",
+    "small": "8 layers, 512 wide, 512 tokens of context",
+    "medium": "12 layers, 768 wide, 1,024 tokens of context",
+    "large": "12 layers, 1,024 wide, 1,024 tokens of context",
+    "xlarge": "24 layers, 1,024 wide, 1,024 tokens of context",
+    "gpt2-124m": "12 layers, 768 wide, 1,024 tokens of context: GPT-2's own shape",
+}
+"""Presets whose settings do not say what they are."""
+
+
 def presets() -> list[dict[str, Any]]:
     """Ready-made settings: the presets that the verbs' settings know, each as a field of the form."""
     found = []
@@ -87,7 +99,7 @@ def presets() -> list[dict[str, Any]]:
         given: dict[str, Any] = vars(module).get("PRESETS", {})
         for name in given or vars(module).get("PRESET_NAMES", ()):
             parts = [str(value) for value in given.get(name, {}).values() if isinstance(value, str)]
-            description = " + ".join(parts) or (kind.model_fields[field].description or "")
+            description = " + ".join(parts) or _ABOUT.get(name, "")
             preset = {"verb": verb, "name": name, "label": name, "description": description}
             found.append(preset | {"config": {field: name}})
     return found

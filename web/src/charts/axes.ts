@@ -12,9 +12,15 @@ function shortNumber(value: number): string {
   return String(Number(value.toPrecision(6)));
 }
 
-/** Ticks and their labels: of values, or of powers of ten. */
-export function numberAxis(scale: "x" | "y", logarithmic: boolean): Partial<uPlot.Axis> {
-  if (!logarithmic) return { values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))) };
+const WHOLE_STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((n) => n * 10 ** power)).flat();
+
+/** Ticks and their labels: of values, of whole numbers, or of powers of ten. */
+export function numberAxis(scale: "x" | "y", logarithmic: boolean, whole = false): Partial<uPlot.Axis> {
+  if (!logarithmic)
+    return {
+      values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shortNumber(tick))),
+      ...(whole ? { incrs: WHOLE_STEPS } : {}),
+    };
   return {
     splits: (u) => decades(u.scales[scale]?.min ?? 0, u.scales[scale]?.max ?? 1),
     values: (_, ticks) => ticks.map((tick) => shortNumber(Number((10 ** tick).toPrecision(4)))),

@@ -55,7 +55,11 @@ export function Chart(props: Props) {
   const held = useRef({ model, window, onWindow: props.onWindow });
   const [table, setTable] = useState(false);
   const scheme = useComputedColorScheme("light");
-  const settings = useMemo((): PlotSettings => ({ logX, logY, timeOrigin, unit }), [logX, logY, timeOrigin, unit]);
+  const whole = xName !== "epoch";
+  const settings = useMemo(
+    (): PlotSettings => ({ logX, logY, timeOrigin, whole, unit }),
+    [logX, logY, timeOrigin, whole, unit],
+  );
 
   // The legend, and what a screen reader hears, at the cursor (at the last point where there is none).
   const tell = useEffectEvent(() => {

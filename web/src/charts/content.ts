@@ -35,6 +35,8 @@ export interface PlotSettings {
   logY: boolean;
   /** x counts Unix seconds: axis and cursor speak of the time since this one. */
   timeOrigin: number | null;
+  /** x counts things: no ticks between them. */
+  whole: boolean;
   unit: string;
 }
 

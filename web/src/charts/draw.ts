@@ -129,6 +129,10 @@ export function drawReferences(canvas: Canvas, references: PlotContent["referenc
     ctx.fillStyle = canvas.color("--ink-2");
     const text = `${label} ${formatValue(value)}`;
     const right = Math.abs(y - lastY) < 13 * ratio ? lastLeft - 12 * ratio : canvas.left + canvas.width - 4 * ratio;
+    ctx.strokeStyle = canvas.color("--surface"); // a rim, so that the name is read where a curve runs behind it
+    ctx.lineWidth = 4 * ratio;
+    ctx.lineJoin = "round";
+    ctx.strokeText(text, right, y - 4 * ratio);
     ctx.fillText(text, right, y - 4 * ratio);
     [lastY, lastLeft] = [y, right - ctx.measureText(text).width];
   }

@@ -38,6 +38,7 @@ export function chartsFor(names: Iterable<string>): ChartSpec[] {
     return found;
   };
   const loss = take(/^(loss|validation\/(eval_)?loss)$/);
+  if (loss.length) take(/^(validation\/)?perplexity$/); // drawn from the loss, of which it says no more
   const charts: (ChartSpec | null)[] = [
     spec("loss", "Loss", "nats per token", loss, { smoothed: true, references: true }),
     spec("perplexity", "Perplexity", "", loss, { smoothed: true, log: true, transform: "exp" }),

@@ -197,7 +197,7 @@ export class PlotView {
           ...axis,
           size: 26,
           gap: 3,
-          ...(timeOrigin === null ? numberAxis("x", logX) : timeAxis(timeOrigin)),
+          ...(timeOrigin === null ? numberAxis("x", logX, this.settings.whole) : timeAxis(timeOrigin)),
         },
         { ...axis, size: 52, gap: 4, ...numberAxis("y", logY) },
       ],
@@ -232,9 +232,9 @@ export class PlotView {
     ctx.clip();
     drawPauses(canvas, content.pauses);
     drawStarts(canvas, content.starts);
-    drawReferences(canvas, content.references);
     if (content.stacked) drawStack(canvas, content.lines);
     else for (const line of content.lines) drawLine(canvas, line);
+    drawReferences(canvas, content.references);
     for (const line of content.lines) drawMarks(canvas, line);
     ctx.restore();
   }

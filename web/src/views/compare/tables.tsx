@@ -54,7 +54,7 @@ function Delta({ value, baseline }: { value: number | null; baseline: number | n
 
 export function ChangedSettings({ runs }: { runs: Compared[] }) {
   const [all, setAll] = useState(false);
-  const configs = runs.map(({ detail }) => (detail.config.config ?? detail.config) as Record<string, unknown>);
+  const configs = runs.map(({ detail }) => detail.config);
   const names = [...new Set(configs.flatMap((config) => Object.keys(config)))].sort();
   const text = (value: unknown): string =>
     value === undefined

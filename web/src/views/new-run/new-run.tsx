@@ -33,10 +33,7 @@ export default function NewRun() {
   const verb = url.get("verb") ?? model.data?.verb ?? verbs[0] ?? "";
   const schema = schemas.data[verb];
   if (!schema) return <p className="empty">This installation has no verb “{verb}” that makes runs.</p>;
-  const given =
-    model.data && model.data.verb === verb
-      ? ((model.data.config.config ?? model.data.config) as Record<string, unknown>)
-      : {};
+  const given = model.data && model.data.verb === verb ? model.data.config : {};
   return <Form key={`${verb}/${from}`} verb={verb} verbs={verbs} schema={schema} given={given} />;
 }
 

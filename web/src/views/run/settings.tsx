@@ -9,7 +9,6 @@ import { useRun } from "./context";
 /** The run as it was asked for, and what it found when it began. */
 export function Settings() {
   const { detail } = useRun();
-  const config = (detail.config.config ?? detail.config) as Record<string, unknown>;
   return (
     <div className="settings">
       <section className="card" aria-label="Command">
@@ -35,7 +34,7 @@ export function Settings() {
       </section>
       <section className="card" aria-label="Settings">
         <h2>Settings</h2>
-        <Facts items={entries(config)} />
+        <Facts items={entries(detail.config)} />
       </section>
       <section className="card" aria-label="At the start">
         <h2>At the start of attempt {detail.attempt}</h2>
@@ -49,19 +48,30 @@ export function Settings() {
   );
 }
 
-function entries(object: Record<string, unknown>): [string, ReactNode][] {
+/** Not settings, but of the log. */
+const OF_THE_LOG = new Set(["seq", "type", "time", "attempt", "step", "pid_started"]);
+
+/** A group of numbers, as the parts of a model, is told line by line below its name. */
+function entries(object: Record<string, unknown>, above = ""): [string, ReactNode][] {
   return Object.entries(object)
-    .filter(([name]) => !["seq", "type", "time", "attempt"].includes(name))
-    .map(([name, value]) => [name.replaceAll("_", " "), show(name, value)]);
+    .filter(([name]) => !OF_THE_LOG.has(name))
+    .flatMap(([name, value]): [string, ReactNode][] => {
+      const title = above + name.replaceAll("_", " ");
+      if (value && typeof value === "object" && !Array.isArray(value))
+        return entries(value as Record<string, unknown>, `${title} · `);
+      return [[title, show(title, value)]];
+    });
 }
 
 function show(name: string, value: unknown): ReactNode {
   if (value === null || value === undefined) return <span className="dim">unset</span>;
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "number") {
-    if (!Number.isInteger(value)) return String(value);
-    return /parameters/.test(name) ? `${formatInteger(value)} (${formatCount(value)})` : String(value);
+    if (!Number.isInteger(value)) return String(Number(value.toPrecision(6)));
+    if (/^pid$|seed/.test(name)) return String(value);
+    return name.endsWith("parameters") ? `${formatInteger(value)} (${formatCount(value)})` : formatInteger(value);
   }
-  if (typeof value === "object") return <code>{JSON.stringify(value)}</code>;
+  if (Array.isArray(value) && !value.length) return <span className="dim">none</span>;
+  if (Array.isArray(value)) return value.map(String).join(", ");
   return String(value);
 }
