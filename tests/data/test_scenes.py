@@ -64,6 +64,19 @@ def test_every_part_of_a_held_out_combination_occurs_in_training():
         assert kind._replace(size=other_size) in kinds
 
 
+def test_a_held_out_count_is_new_only_for_its_colour_and_shape():
+    """Training shows every number of shapes alone and in a relation: what it never shows is WHICH are so many."""
+
+    def occurring(split, scenes):
+        return {
+            (group.count, scene.relation is None)
+            for scene in (make_scene(index, split) for index in range(scenes))
+            for group in scene.groups
+        }
+
+    assert occurring("test-held-out", 500) <= occurring("train", 3000)
+
+
 def test_the_grammar_says_a_lone_shape_by_its_place():
     scene = plain_scene(None, group("small red circle", (0.2, 0.8)))
     assert "a small red circle at the bottom left" in scene.all_captions

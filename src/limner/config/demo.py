@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
@@ -24,8 +24,10 @@ class DemoConfig(TrainSettings):
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object of the results on standard output instead of tables."""
 
-    batch_size: int = Field(default=64, ge=2)
-    """Scenes in a step, each with one of its captions."""
+    batch_size: int = Field(default=32, ge=2)
+    """Scenes in a step."""
+    captions_per_scene: int = Field(default=2, ge=1, le=8)
+    """Captions of each scene in a step, packed into one row behind one prefix."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak learning rate of all parts."""
     weight_decay: float = Field(default=0.05, ge=0)
@@ -43,6 +45,8 @@ class DemoConfig(TrainSettings):
     num_beams: int = Field(default=3, ge=1)
     """Beams of every caption."""
 
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
+    """The learning rate's way down after the warm-up; wsd stays at the peak, then goes down over the last 40 %."""
     patience: int = Field(default=0, ge=0)
     """Evaluations without a better result before the run ends early; 0: never."""
     max_length: int = Field(default=30, ge=2)

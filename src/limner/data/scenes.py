@@ -247,7 +247,7 @@ def _compose(key: tuple[int, Split, int], rng: random.Random, novelty: int | Non
     if relation is None:
         counts[0] = rng.choice((1, 1, 2, 3))
     elif rng.random() < 0.4:
-        counts = [rng.randint(1, 2), rng.randint(1, 2)]
+        counts = [rng.randint(1, 3), rng.randint(1, 2)]
         rng.shuffle(counts)
     if novelty == 0:
         kinds[0] = rng.choice(sorted(HELD_OUT_KINDS))

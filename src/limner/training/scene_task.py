@@ -34,7 +34,7 @@ def build_scene_captioner(seed: int, say: Callable[[str], None] = print) -> Pref
     words = scratch_tokenizer(text for index in range(TOKENIZER_SCENES) for text in make_scene(index).captions())
     return build_captioner(
         scratch_encoder(PIXELS, width=128, depth=2, num_heads=4, kernel_size=4),
-        scratch_decoder(width=128, depth=2, num_heads=2),
+        scratch_decoder(width=128, depth=2, num_heads=2, expansion=2),
         "mlp",
         tokenizer=words,
         seed=seed,
@@ -96,7 +96,7 @@ class SceneTask(CaptionTask):
     def facts(self) -> dict[str, Any]:
         return {
             "parts": self.vlm.parameter_counts(),
-            "captions_per_picture": 1,
+            "captions_per_picture": self.config.captions_per_scene,
             "validation_pictures": len(self.validation),
             "prefix_tokens": self.vlm.num_prefix_tokens,
             "inputs": "scenes, drawn as they are needed",
@@ -127,13 +127,13 @@ class SceneTask(CaptionTask):
         return f"scene-{self.config.seed}-train-{index:06d}"
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
-        """Training: one caption of each scene, and the labels of the helping heads. Validation: all captions."""
+        """Training: some captions of each scene, and the labels of the helping heads. Validation: all captions."""
         if split == "validation":
             scenes = [self.validation[index] for index in indices]
             captions = [self.records[split][index].captions for index in indices]
         else:
             scenes = [make_scene(index, "train", self.config.seed) for index in indices]
-            captions = [scene.captions(1) for scene in scenes]
+            captions = [scene.captions(self.config.captions_per_scene) for scene in scenes]
         words = self.vlm.tokenizer
         encode = lambda text: words.encode(text, add_special_tokens=False)  # noqa: E731
         eos, pad = int(words.eos_token_id), int(words.pad_token_id)

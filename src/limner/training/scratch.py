@@ -36,11 +36,12 @@ def scratch_encoder(
     return config
 
 
-def scratch_decoder(width: int = 256, depth: int = 4, num_heads: int = 4) -> PretrainedConfig:
-    """A small Llama; its vocabulary size is set when the tokenizer is known."""
+def scratch_decoder(width: int = 256, depth: int = 4, num_heads: int = 4, expansion: int = 4) -> PretrainedConfig:
+    """A small Llama, its feed-forward ``expansion`` times as wide; its vocabulary size is set when the tokenizer is
+    known."""
     return LlamaConfig(
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=expansion * width,
         num_hidden_layers=depth,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
