@@ -15,12 +15,13 @@ from limner.decoding.step_model import TransformersStepModel
 DECODERS: dict[str, dict[str, Any]] = {
     "greedy": {"repetition_penalty": 1.2},
     "sample": {"temperature": 1.3, "top_p": 0.95, "seed": 7},
+    "samples": {"temperature": 1.3, "top_p": 0.95, "seed": 7, "num_return_sequences": 3},
     "beam": {"num_beams": 3, "length_penalty": 0.5, "no_repeat_ngram_size": 3, "num_return_sequences": 2},
 }
 
 
 def decoder_named(name: str) -> Decoder[Any]:
-    return get_decoder(name, max_new_tokens=14, **DECODERS[name])
+    return get_decoder(name.rstrip("s"), max_new_tokens=14, **DECODERS[name])
 
 
 def chosen(decoder: Decoder[Any], steps: Any, ids: torch.Tensor, mask: torch.Tensor, rows: list[int]) -> list[Any]:
@@ -98,6 +99,28 @@ def test_row_ids_stand_for_the_prefix(models: dict[str, Any]) -> None:
     assert not torch.equal(tokens[0], tokens[1])
     nearly = decoder.decode(steps, embeds[:1] + 1e-7, row_ids=["a"])[0]
     assert torch.equal(nearly[0], tokens[0])
+
+
+def test_several_draws_of_a_prefix(talkative: dict[str, Any], prompts: Any) -> None:
+    """The first is what a single draw gives, the others differ, and rows that ended early are left as they are."""
+    ids, mask = prompts([5, 3, 9], seed=4)
+    steps = step_model(talkative["llama"])
+    settings: dict[str, Any] = {"max_new_tokens": 14, "temperature": 1.5, "seed": 3}
+    one = get_decoder("sample", **settings).decode_full(steps, input_ids=ids, prefix_mask=mask)
+    four = get_decoder("sample", **settings, num_return_sequences=4).decode_full(
+        steps, input_ids=ids, prefix_mask=mask
+    )
+    assert len(four.endings) == 12 and len(set(four.lengths.tolist())) > 3
+    for b in range(3):
+        assert four.lengths[4 * b] == one.lengths[b] and four.endings[4 * b] == one.endings[b]
+        own = slice(int(one.lengths[b]))
+        assert torch.equal(four.tokens[4 * b, own], one.tokens[b, own])
+        assert torch.allclose(four.token_logprobs[4 * b, own], one.token_logprobs[b, own], atol=1e-5)
+        assert len({tuple(row) for row in four.tokens[4 * b : 4 * b + 4].tolist()}) == 4
+    for row, length in zip(four.tokens, four.lengths.tolist(), strict=True):
+        assert (row[length:] == steps.pad_token_id).all()
+    with pytest.raises(ValueError, match="temperature above 0"):
+        get_decoder("greedy", num_return_sequences=2)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -1,7 +1,8 @@
 """One token after the other: the likeliest (greedy) or a drawn one (sampling).
 
 Letters in the shape comments:
-    B  prefixes     A  rows still unfinished     N  max_new_tokens     V  vocabulary
+    B  prefixes     G  texts of each     R = B G  rows     A  rows still running
+    N  max_new_tokens     V  vocabulary
 """
 
 from __future__ import annotations
@@ -25,20 +26,27 @@ class GreedyDecoder(Decoder[GreedySettings]):
 
     @torch.no_grad()
     def _run(self, job: Job) -> Generator[Tensor, None, Decoded]:
-        settings, model, B, N = self.settings, job.model, job.prefix.batch, self.settings.max_new_tokens
-        tokens = torch.full((B, N), job.pad, device=model.device)
-        logprobs = torch.zeros(B, N, device=model.device)
-        lengths = torch.zeros(B, dtype=torch.int64, device=model.device)
-        endings = ["cancelled"] * B
-        draws = self._draws(job) if settings.temperature else None  # (B, N)
-        history, T0 = job.history(N)  # (A, T0 + N)
-        active = torch.arange(B, device=model.device)  # (A,) which row of the batch each running row is
-        logits, state = None, None
+        settings, model, N = self.settings, job.model, self.settings.max_new_tokens
+        G = settings.num_return_sequences
+        R = job.prefix.batch * G
+        tokens = torch.full((R, N), job.pad, device=model.device)
+        logprobs = torch.zeros(R, N, device=model.device)
+        lengths = torch.zeros(R, dtype=torch.int64, device=model.device)
+        endings = ["cancelled"] * R
+        draws = self._draws(job) if settings.temperature else None  # (R, N)
+        history, T0 = job.history(N)
+        history = history.repeat_interleave(G, 0)  # (A, T0 + N)
+        active = torch.arange(R, device=model.device)  # (A,) which row of the batch each running row is
+        ended = torch.zeros_like(active, dtype=torch.bool)  # (A,) rows run on until all of their prefix have ended
+        state = None
         for n in range(N):
             if job.cancel():
                 break
             if state is None:
-                logits, state = model.prefill(job.prefix, N)
+                logits, state = model.prefill(job.prefix, N, G)  # (B, V)
+                if G > 1:
+                    model.reorder(active // G, state)
+                    logits = logits.repeat_interleave(G, 0)
             else:
                 logits = model.step(tokens[active, n - 1], state)
             logits = logits.float()  # (A, V)
@@ -49,32 +57,35 @@ class GreedyDecoder(Decoder[GreedySettings]):
                 kept = filter_draw(scores, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
                 chosen = _drawn(kept, draws[active, n])
             history[:, T0 + n] = chosen
-            tokens[active, n] = chosen
-            logprobs[active, n] = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
-            lengths[active] = n + 1
-            ended = self._note_endings(job, history[:, T0 : T0 + n + 1], active, endings, last=n + 1 == N)
+            going, own = active[~ended], chosen[~ended]
+            tokens[going, n] = own
+            logprobs[going, n] = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1))[~ended]
+            lengths[going] = n + 1
             yield tokens[:, n].clone()
+            ended |= self._note_endings(job, history[:, T0 : T0 + n + 1], active, ended, endings, last=n + 1 == N)
             if ended.any():
-                kept_rows = (~ended).nonzero()[:, 0]
+                kept_rows = (~ended).view(-1, G).any(1).repeat_interleave(G).nonzero()[:, 0]
                 if not len(kept_rows):
                     break
                 model.reorder(kept_rows, state)
-                active, history = active[kept_rows], history[kept_rows]
+                active, history, ended = active[kept_rows], history[kept_rows], ended[kept_rows]
         longest = int(lengths.max())
         tokens, logprobs = tokens[:, :longest], logprobs[:, :longest]
         return Decoded(tokens, logprobs.sum(1) / lengths.clamp_min(1), lengths, logprobs, endings)
 
-    def _note_endings(self, job: Job, new: Tensor, active: Tensor, endings: list[str], last: bool) -> Tensor:
-        """Which of the texts (A, n) end here, (A,) bool; writes down why."""
+    def _note_endings(
+        self, job: Job, new: Tensor, active: Tensor, ended: Tensor, endings: list[str], last: bool
+    ) -> Tensor:
+        """Which of the texts (A, n) end here, (A,) bool; writes down why, where they have not ``ended`` before."""
         eos = job.is_eos(new[:, -1])
         stop = self._stops(new) if self.settings.stop_strings else torch.zeros_like(eos)
-        ended = eos | stop | last
-        for i in ended.nonzero()[:, 0].tolist():
+        ending = eos | stop | last
+        for i in (ending & ~ended).nonzero()[:, 0].tolist():
             endings[int(active[i])] = "eos" if eos[i] else "stop" if stop[i] else "length"
-        return ended
+        return ending
 
     def _draws(self, job: Job) -> Tensor:
-        """(B, N) numbers in [0, 1), row by row from the seed and the row's id or own prefix."""
+        """(R, N) numbers in [0, 1), prefix by prefix from the seed and the prefix's id or content."""
         prefix = job.prefix
         rows = []
         for b in range(prefix.batch):
@@ -87,8 +98,8 @@ class GreedyDecoder(Decoder[GreedySettings]):
                 name = own.cpu().contiguous().view(torch.uint8).numpy().tobytes()
             digest = hashlib.sha256(name).digest()
             generator = np.random.default_rng([self.settings.seed, int.from_bytes(digest[:16], "little")])
-            rows.append(generator.random(self.settings.max_new_tokens))
-        return torch.from_numpy(np.stack(rows)).to(job.model.device)
+            rows.append(generator.random((self.settings.num_return_sequences, self.settings.max_new_tokens)))
+        return torch.from_numpy(np.concatenate(rows)).to(job.model.device)
 
 
 def _drawn(logits: Tensor, numbers: Tensor) -> Tensor:

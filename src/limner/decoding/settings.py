@@ -70,9 +70,15 @@ class GreedySettings(DecodingSettings):
     """Draw among tokens at least this probable relative to the likeliest (Nguyen et al., 2024)."""
     seed: int = 42
     """Seeds the draws. The same text before it and the same seed draw the same tokens, in any batch."""
+    num_return_sequences: int = Field(default=1, ge=1)
+    """How many texts to draw for each prefix, which is read once for all of them."""
 
     @model_validator(mode="after")
     def _used(self) -> Self:
+        if self.temperature == 0 and self.num_return_sequences > 1:
+            raise ValueError(
+                "num_return_sequences draws several texts, and greedy decoding has one; set a temperature above 0"
+            )
         if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
             raise ValueError("top_k, top_p and min_p only matter when tokens are drawn; set a temperature above 0")
         return self
@@ -126,7 +132,7 @@ _SAME_NAME = (
     "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens",
     "stop_strings", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "num_return_sequences")
 _BEAM = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
 _NO_MATTER = (
     "transformers_version", "bos_token_id", "max_length", "min_length", "use_cache", "do_sample", "bad_words_ids",
