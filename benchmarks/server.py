@@ -154,7 +154,7 @@ def watching(runs_dir: Path, pages: int, per_second: float, seconds: float) -> f
         trainer.done.set()
         trainer.join()
         for wire in wires:
-            wire.socket.close()
+            wire.close()
         return round(100 * (after.user + after.system - before.user - before.system) / passed, 2)
 
 
@@ -239,7 +239,7 @@ def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
     plan = ["--steps", "1000000", "--eval-freq", "0", "--checkpoint-freq", "0", "--schedule", "constant"]
     where = ["--runs-dir", str(runs_dir), "--name", "real", "--cache-dir", str(runs_dir.parent / "cache")]
     runs_dir.mkdir(parents=True, exist_ok=True)
-    with serving(runs_dir) as (client, server), browsers(1) as [(browser, _)]:
+    with serving(runs_dir) as (client, server), browsers(1) as [(browser, root)]:
         quiet = subprocess.DEVNULL
         process = subprocess.Popen([*create, *size, *plan, *where], stdout=quiet, stderr=quiet)
         events = runs_dir / "real" / "events.jsonl"
@@ -249,6 +249,7 @@ def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
         reader.read()
         tells: dict[str, list[list[float]]] = {"nobody": [], "socket": [], "page": []}
         used: dict[str, list[float]] = {name: [] for name in tells}
+        browsing: list[float] = []
         address = str(client.base_url).replace("http", "ws") + "/ws/runs/real"
         until = time.monotonic() + seconds
         try:
@@ -259,18 +260,18 @@ def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
                     if wire is not None:
                         wire.send(json.dumps({"type": "subscribe", "after_seq": len(EventReader(events).read())}))
                         threading.Thread(target=lambda wire=wire: [None for _ in wire], daemon=True).start()
-                    time.sleep(1)
+                    time.sleep(4 if page else 1)  # loading a page is work as well, but not that of watching
                     reader.read()
-                    before = server.cpu_times()
+                    began = busy([server]), busy([root, *root.children(recursive=True)])
                     time.sleep(5)
-                    after = server.cpu_times()
-                    used[name].append((after.user + after.system - before.user - before.system) / 5)
+                    used[name].append((busy([server]) - began[0]) / 5)
+                    browsing.append((busy([root, *root.children(recursive=True)]) - began[1]) / 5 if page else 0)
                     times = [event["time"] for event in reader.read() if event["type"] == "metrics"]
                     tells[name].append([b - a for a, b in itertools.pairwise(times)])
                     if page is not None:
                         page.close()
                     if wire is not None:
-                        wire.socket.close()
+                        wire.close()
         finally:
             process.terminate()
             process.wait(60)
@@ -278,14 +279,22 @@ def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
             "steps_per_second": round(1 / statistics.median(itertools.chain(*tells["nobody"])), 1)
         }
         for name, rounds in tells.items():
-            ratios = [statistics.mean(a) / statistics.mean(b) for a, b in zip(rounds, tells["nobody"], strict=True)]
+            pairs = zip(rounds, tells["nobody"], strict=True)
+            ratios = [statistics.median(mine) / statistics.median(nobodys) for mine, nobodys in pairs]
             found[name] = {
-                "ms_a_step": round(1000 * statistics.mean(itertools.chain(*rounds)), 3),
+                "ms_a_step": round(1000 * statistics.median(itertools.chain(*rounds)), 3),
                 "slower_by_percent": round(100 * (statistics.median(ratios) - 1), 2),
                 "of_rounds": [round(100 * (ratio - 1), 1) for ratio in ratios],
                 "server_percent_of_a_core": round(100 * statistics.mean(used[name]), 2),
             }
+        found["browser_percent_of_a_core"] = round(100 * statistics.mean(filter(None, browsing)), 1)
         return found
+
+
+def busy(processes: list[psutil.Process]) -> float:
+    """Seconds of processor time so far."""
+    times = [process.cpu_times() for process in processes]
+    return sum(time.user + time.system for time in times)
 
 
 def main() -> None:
