@@ -51,7 +51,8 @@ def script_by_frame(events: list[dict[str, Any]]) -> list[float]:
     return totals[1:]
 
 
-def measure(chromium: Any, page: Any) -> tuple[bool, str]:
+def measure(chromium: Any, page: Any) -> tuple[bool, bool, str]:
+    """Whether the page was good, whether the window was a fair one (else the machine starved it), and the words."""
     before = page.evaluate("window.limner.held().count")
     chromium.start_tracing(page=page, categories=["devtools.timeline", "toplevel"])
     page.wait_for_timeout(SECONDS * 1000)
@@ -63,8 +64,8 @@ def measure(chromium: Any, page: Any) -> tuple[bool, str]:
     frames = sorted(script_by_frame(events))
     p95 = frames[len(frames) * 95 // 100]
     told = f"{came} events, {len(frames)} frames, longest task {max(tasks):.1f} ms, script a frame p95 {p95:.1f} ms"
-    busy = came >= 30 * SECONDS and len(frames) >= 20
-    return busy and max(tasks) <= LONG_TASK_MS and p95 <= SCRIPT_MS, told
+    fair = came >= 30 * SECONDS and len(frames) >= 10 * SECONDS
+    return max(tasks) <= LONG_TASK_MS and p95 <= SCRIPT_MS, fair, told
 
 
 def test_eight_live_charts(chromium: Any, live: Server) -> None:
@@ -73,11 +74,14 @@ def test_eight_live_charts(chromium: Any, live: Server) -> None:
         page.goto(f"{live.url}/runs/fast")
         page.wait_for_function(f"() => document.querySelectorAll('[data-chart] canvas').length >= {CHARTS}")
         page.wait_for_timeout(1_500)  # "after load"
-        told = []
-        for _ in range(3):  # a window in which other programs starve the browser tells of them, not of the page
-            good, words = measure(chromium, page)
+        told, windows = [], 0
+        for _ in range(6):  # a window in which other programs starve the browser tells of them, not of the page
+            good, fair, words = measure(chromium, page)
             told.append(words)
-            if good:
+            windows += fair
+            if (fair and good) or windows == 3:
                 break
     print(*told, sep="; ")
+    if not windows:
+        pytest.skip(f"other programs starved the browser: {told}")
     assert good, told

@@ -16,6 +16,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; margin: .5rem 0; } caption { text-align: left; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 th, td { border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .warn { border-left: 4px solid var(--bad); padding: .3rem .8rem; } .quiet { opacity: .75; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
@@ -53,10 +54,15 @@ def paragraph(text: str, style: str = "") -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
-    """Cells of text, or numbers (set right, four digits); None is a dash."""
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """Cells of text, or numbers (set right, four digits, as is their heading); None is a dash."""
+    filled = [list(row) for row in rows]
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in filled)
+    numbers = [not any(isinstance(row[k], str) for row in filled if k < len(row)) for k in range(len(headings))]
+    head = "".join(
+        f'<th scope="col"{" class=n" if number else ""}>{escape(heading)}</th>'
+        for heading, number in zip(headings, numbers, strict=True)
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: str | float | None) -> str:
