@@ -1,7 +1,7 @@
 import { Button } from "@mantine/core";
 import type { ReactNode } from "react";
 import { Link } from "wouter";
-import { formatCount, formatInteger } from "../../format";
+import { formatBytes, formatCount, formatInteger } from "../../format";
 import { Facts } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
 import { useRun } from "./context";
@@ -69,6 +69,7 @@ function show(name: string, value: unknown): ReactNode {
   if (typeof value === "number") {
     if (!Number.isInteger(value)) return String(Number(value.toPrecision(6)));
     if (/^pid$|seed/.test(name)) return String(value);
+    if (name.startsWith("memory")) return formatBytes(value);
     return name.endsWith("parameters") ? `${formatInteger(value)} (${formatCount(value)})` : formatInteger(value);
   }
   if (Array.isArray(value) && !value.length) return <span className="dim">none</span>;
