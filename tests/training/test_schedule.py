@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from limner.training.schedule import lr_scale
@@ -24,5 +26,5 @@ def test_warm_up_and_way_down(schedule: str) -> None:
 def test_wsd_ends_where_it_should() -> None:
     scales = [lr_scale(step, 1000, 0, "wsd", 0.0) for step in range(1000)]
     assert scales[:600] == [1.0] * 600 and scales[-1] == 0.0
-    falling = [a - b for a, b in zip(scales[601:], scales[602:], strict=False)]
+    falling = [a - b for a, b in pairwise(scales[601:])]
     assert min(falling) == pytest.approx(max(falling))  # a straight line

@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
         os.environ.setdefault(name, value)
 
     from limner.training.caption_task import CaptionTask
+    from limner.training.self_critical import SelfCriticalTask
     from limner.training.trainer import train
 
     # Of several processes only the first speaks.
@@ -43,7 +44,8 @@ def run(argv: list[str]) -> int:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    task = CaptionTask(config, lambda progress: load_records(config, progress, say), say=say)
+    kind = SelfCriticalTask if config.objective == "cider" else CaptionTask
+    task = kind(config, lambda progress: load_records(config, progress, say), say=say)
     if config.plan:
         from limner.training.caption_plan import plan
 

@@ -96,6 +96,10 @@ class TrainConfig(TrainSettings):
     """Put all captions of a picture into one row behind one prefix; --no-pack takes a row a caption."""
 
     # -- optimization
+    objective: Literal["likelihood", "cider"] = "likelihood"
+    """What is learned: people's captions word by word, or (cider, after that) captions that score well."""
+    samples_per_picture: int = Field(default=5, ge=2)
+    """With --objective cider: captions drawn of each picture in a step, and set against each other."""
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training pictures."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -159,6 +163,18 @@ class TrainConfig(TrainSettings):
             raise ValueError(
                 "--base-model brings its own encoder and decoder; leave out --encoder-model, --preset."
             )
+        if self.objective == "cider" and not (self.base_model or self.resume):
+            raise ValueError(
+                "--objective cider improves a model that captions already: train one without it, and name it here "
+                "as --base-model."
+            )
+        if self.objective == "cider" and self.metric_for_best_model == "eval_loss":
+            raise ValueError(
+                "--objective cider learns what scores well, not what is likely, and its eval_loss may rise: add "
+                "--metric-for-best-model CIDEr."
+            )
+        if self.objective == "cider" and self.shard:
+            raise ValueError("--objective cider draws captions within a step and cannot --shard; leave one out.")
         if self.base_model_revision and not self.base_model:
             raise ValueError("--base-model-revision says which --base-model; give that too.")
         if self.cache_int8 and self.cache_features == "off":

@@ -75,11 +75,13 @@ class CaptionLoss(nn.Module):
         label_positions: torch.Tensor,
         labels: torch.Tensor,
         row_images: torch.Tensor,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The summed cross-entropy of ``labels``; the head runs on their positions only.
 
         Args:
             picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
+            weights: (L,) what each label's cross-entropy is multiplied by; None: 1.
         """
         vlm = self.vlm
         features = picture if picture.dim() == 3 else self.features(picture)  # (N, P, Dv)
@@ -91,6 +93,9 @@ class CaptionLoss(nn.Module):
         else:
             mask = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
             hidden = self.stack(embeds, mask, position_ids, label_positions, self.training)  # (L, D)
+        if weights is not None:
+            losses = F.cross_entropy(vlm.head(hidden).float(), labels, reduction="none")  # (L,), of (L, V)
+            return (losses * weights).sum()
         matrix = plain_head(vlm.language_model)
         if matrix is not None and not matrix.requires_grad:
             compiled = self.training and self.stack is not None and self.stack.is_compiled
@@ -160,6 +165,8 @@ class CaptionTask(Task):
         self.inputs, self.records = prepare_inputs(
             self.vlm, self.records, self.pixels, self.config, self.say, progress
         )
+        if isinstance(self.inputs["train"], FeatureInputs):
+            self.vlm.unpack_encoder()  # every picture is encoded
         self.num_examples = len(self.records["train"])
         self.tokenize()
         self.scorer, self.meteor = self._metrics()
