@@ -215,7 +215,7 @@ def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch):
 def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(
-        "config: small\nwidth: 64\nnum-heads: 2\nnum_layers: 1\ncorpus: tiny\ntokenizer: byte\n"
+        "config: small\nwidth: 64\nnum-heads: 2\nnum_layers: 1\ncorpus: tiny\ntokenizer: byte\nsample-prompt: Ada\n"
     )
     assert main(["pretrain", "-c", "mine.yaml", "--plan", "--num-layers", "3"]) == 0
     assert "context 512, width 64, 2 heads, 3 blocks" in capsys.readouterr().out

@@ -143,4 +143,8 @@ def from_yaml(path: Path) -> PretrainConfig:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings (lines of the form name: value).")
-    return PretrainConfig(**{str(name).replace("-", "_"): value for name, value in settings.items()})
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in ("sample_prompt", "report_to"):  # lists, whose only member may stand alone
+        if isinstance(settings.get(name), str):
+            settings[name] = [settings[name]]
+    return PretrainConfig(**settings)

@@ -5,7 +5,18 @@ GPT-2's architecture (Radford et al., "Language Models are Unsupervised Multitas
 tools can read what it learns (`save_pretrained`).
 
 Read it from the bottom up or from the top down: attention mixes positions, the feed-forward works on each position
-alone, a block does one after the other, the model stacks blocks between an embedding and a head.
+alone, a block does one after the other, the model stacks blocks between an embedding and a head:
+
+    ids (B, T) -> token + position embedding (B, T, D)        what stands here, and where
+               -> block, L times             (B, T, D)
+                    + attention(norm(x))                      what the positions before have to say
+                    + feed_forward(norm(x))                   what follows from it, for each position alone
+               -> final norm                 (B, T, D)
+               -> head                       (B, T, V)        a score for every token that could come next
+
+The rows of width D between these parts are the "residual stream": each part reads it and adds to it, and none
+overwrites it. Training compares the scores at position t with the token at t + 1, at all positions at once; to
+write, the model is asked again after every token, which a `KVCache` makes cheap.
 
 Letters in the shape comments:
     B  texts in the batch        D  width of the model          V  vocabulary
@@ -114,7 +125,7 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.output = nn.Linear(config.width, config.width)
         self.weights_dropout = Dropout(config.dropout)
-        self.blocked = False
+        self.blocked = False  # set by `GPTModel.compile_training`
 
     def forward(self, x: Tensor, cache: KVCache | None = None, allowed: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D).
@@ -125,13 +136,15 @@ class MultiHeadAttention(nn.Module):
         """
         B, T, D = x.shape
         H, K = self.config.num_heads, self.config.head_width
-        query, key, value = self.qkv(x).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        qkv = self.qkv(x).view(B, T, 3, H, K)  # (B, T, D) -> (B, T, 3 D) -> (B, T, 3, H, K)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K): heads are a batch of their own
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # (B, H, S, K)
+        # Three ways to the same numbers, (B, H, T, K). The one to read is `_manual`.
         if self.blocked and self.training and allowed is None and x.device.type == "cpu":
             mixed = blocked_attention(query, key, value, self.weights_dropout.p)
         elif self.config.attention == "manual":
-            mixed = self._manual(query, key, value, allowed)  # (B, H, T, K)
+            mixed = self._manual(query, key, value, allowed)
         else:
             mixed = F.scaled_dot_product_attention(
                 query,
@@ -142,19 +155,24 @@ class MultiHeadAttention(nn.Module):
                 is_causal=allowed is None and T > 1,
             )
         mixed = mixed.transpose(1, 2).reshape(B, T, D)  # heads side by side again: (B, T, H, K) -> (B, T, D)
-        return self.output(mixed)  # lets the heads' findings be combined
+        return self.output(mixed)  # (B, T, D); lets the heads' findings be combined
 
     def _manual(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+        """softmax(query key^T / sqrt(K) + mask) value: (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K)."""
         T, S = query.shape[2], key.shape[2]
         # Why divide by sqrt(K): a dot product of K independent terms of variance 1 has variance K. Without the
-        # division the scores grow with K, the softmax saturates on one position, and its gradient vanishes.
+        # division the scores grow with K, the softmax saturates on one position, and its gradient vanishes
+        # (Vaswani et al., 2017, section 3.2.1).
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])  # (B, H, T, S)
         # Why a causal mask: every position is trained at once to predict the next token. If it could see later
-        # positions, it would copy the answer, and learn nothing that helps when there is no later position.
+        # positions, it would copy the answer, and learn nothing that helps when there is no later position (section
+        # 3.2.3). A score of minus infinity becomes a weight of exactly 0.
         if allowed is None:
             allowed = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)  # (T, S)
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        scores = scores.masked_fill(~allowed, float("-inf"))  # (B, H, T, S)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)  # (B, H, T, S), rows sum to 1
+        # Why a softmax: weights that are positive and sum to 1 make an average, whose size does not depend on how
+        # many positions are averaged, and the exponential lets a clearly better match win.
         return self.weights_dropout(weights) @ value  # (B, H, T, S) @ (B, H, S, K) -> (B, H, T, K)
 
 
@@ -163,8 +181,10 @@ class FeedForward(nn.Module):
 
     Why it follows attention: attention only averages what positions hold already, which is linear in the values.
     Here each position works on what it has gathered; most of a transformer's knowledge sits in these matrices
-    (Geva et al., "Transformer Feed-Forward Layers Are Key-Value Memories", 2021). Four times the width is the
-    ratio of Vaswani et al. (2017); GELU (Hendrycks and Gimpel, 2016) is a ReLU without the corner at zero.
+    (Geva et al., "Transformer Feed-Forward Layers Are Key-Value Memories", 2021). Without the activation between
+    them the two layers would be one linear map. Four times the width is the ratio of Vaswani et al. (2017); GELU
+    (Hendrycks and Gimpel, 2016), x times the probability that a normal variable is below x, is a ReLU without the
+    corner at zero.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -183,7 +203,7 @@ class FeedForward(nn.Module):
             x = x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
         else:
             x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.contract(x)
+        return self.contract(x)  # (B, T, D)
 
 
 class TransformerBlock(nn.Module):
@@ -192,6 +212,9 @@ class TransformerBlock(nn.Module):
     Why add (He et al., 2015): the sum keeps a path on which the gradient reaches every block unchanged. Why
     normalise before and not after the sum ("pre-norm", Xiong et al., 2020): after it, the norm stands on that
     path, and a deep model learns only with a careful warm-up; before it, the path stays clear.
+
+    What the norm does (Ba et al., 2016): it brings each position's D numbers to mean 0 and variance 1, then to a
+    learned scale and shift, so that a part's input has the same size however much the stream has grown.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -227,7 +250,10 @@ class GPTModel(nn.Module):
         self.position_embedding = nn.Embedding(config.context_length, config.width)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_layers))
+        # The stream grows with every block; the head reads it at a fixed size, as the blocks do.
         self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        # One row a token: its score is the row's dot product with the stream. That is the embedding's matrix read
+        # the other way round, which is why the two can be one (Press and Wolf, 2017).
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._compiled_block: Callable[[TransformerBlock, Tensor], Tensor] | None = None
         self._compiled_shape: tuple[int, int] | None = None
@@ -305,14 +331,14 @@ class GPTModel(nn.Module):
                     f"The model's context holds {self.config.context_length} tokens; {past + T} were given."
                 )
             positions = torch.arange(past, past + T, device=x.device)
-        x = self.dropout(x + self.position_embedding(positions))
+        x = self.dropout(x + self.position_embedding(positions))  # (B, T, D) + (T, D)
         allowed = None
         if visible is not None or (past and T > 1):
             allowed = _allowed(T, past + T, visible, x.device)
         compiled = self._compiled_block if self.training and x.shape[:2] == self._compiled_shape else None
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
-            x = compiled(block, x) if compiled else block(x, cache, allowed)
+            x = compiled(block, x) if compiled else block(x, cache, allowed)  # (B, T, D)
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
