@@ -152,6 +152,7 @@ class Trainer:
             self._plain = shard(self.model, accelerator.num_processes, accelerator.device)
         else:
             self.model = accelerator.prepare_model(task.model)
+        self.model.train()  # for good: `_inference` puts it back
         self.optimizer = build_optimizer(task.parameter_groups())
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -263,7 +264,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         with self.meter.time("compute"):
-            self.model.train()
             losses: list[torch.Tensor] = []
             for k, batch in enumerate(batches):
                 seed = position_seed(self.config.seed, progress.step, k, accelerator.process_index)
@@ -421,9 +421,11 @@ class Trainer:
         """The model for evaluation. All ranks enter; within, each may compute alone."""
         model = self._whole_model()
         model.eval()
-        with torch.no_grad():
-            yield model
-        model.train()
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            model.train()
 
     def _whole_model(self) -> nn.Module:
         """The model as one process has it: unwrapped, or gathered from all ranks, which must all ask."""
