@@ -15,8 +15,10 @@ from PIL import Image
 from limner.cli.main import main
 from limner.config.train import TrainConfig
 from limner.data.folder import ImageCaptionDataset
-from limner.runs import Run
+from limner.device import compiles
+from limner.runs import Run, send_command
 from limner.training.caption_task import CaptionTask
+from limner.training.journal import Journal
 from limner.training.trainer import Result, train
 
 Runner = Callable[..., Result]
@@ -158,3 +160,28 @@ def test_presets_fill_in_what_is_not_said(tmp_path: Path) -> None:
     assert own.encoder_model is None and own.decoder_model is None
     mixed = TrainConfig(dataset=("flickr",), decoder_model="gpt2", preset="large").with_preset()
     assert (mixed.decoder_model, mixed.batch_size) == ("gpt2", 2)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_with_dropout_resumes_bit_for_bit(
+    fit: Runner, monkeypatch: pytest.MonkeyPatch, compile: bool
+) -> None:
+    if compile and not compiles():
+        pytest.skip("torch.compile needs a C++ compiler and Python's headers")
+    settings = {"lora_dropout": 0.1, "compile": compile, "lora_lr": 3e-3}
+    whole = fit("whole", **settings)
+
+    def stop_at_two(journal: Journal, step: int, *_: Any) -> None:
+        if step == 2:
+            assert journal.folder is not None
+            send_command(journal.folder, "stop")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "training", stop_at_two)
+        assert fit("parts", **settings).step == 2
+    assert curve(fit("parts", **settings)) == curve(whole)
+
+
+def test_what_cannot_be_compiled_says_so(fit: Runner) -> None:
+    with pytest.raises(ValueError, match="frozen decoders of the Llama"):
+        fit("whole", lora=False, compile=True)

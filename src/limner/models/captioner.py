@@ -233,6 +233,10 @@ class PrefixConditioningVLM(nn.Module):
             self.__dict__["_packed"] = packed(self.tower)
         return self.__dict__["_packed"] is not None
 
+    def unpack_encoder(self) -> None:
+        """Gives the packed copy's memory back: the encoder is hardly to be used any more."""
+        self.__dict__["_packed"] = None
+
     def _apply(self, *args: Any, **kwargs: Any) -> PrefixConditioningVLM:
         self.__dict__["_packed"] = None
         super()._apply(*args, **kwargs)

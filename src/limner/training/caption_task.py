@@ -154,9 +154,10 @@ class CaptionTask(Task):
         if precision != torch.float32:
             self.vlm.keep_frozen_in(precision)
         self.vlm.to(device)
-        self.vlm.pack_encoder()
         self.model = self.captioner = CaptionLoss(self.vlm)
-        if not getattr(config, "shard", False):  # a sharded layer must be called as the module that it is
+        if not getattr(config, "shard", False):
+            # Packed weights cannot be copied, and a sharded layer must be called as the module that it is.
+            self.vlm.pack_encoder()
             self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
 
