@@ -1,6 +1,6 @@
 """How fast a vision encoder gives its features: transformers' plain forward against Limner's, interleaved.
 
-    python benchmarks/encoder.py [--threads N] [--rounds N] [--batch-sizes 1 16]
+    python benchmarks/encoder.py [--threads N] [--rounds N] [--batch-sizes 1 16] [--without NAME ...]
 
 SigLIP-base at 224 pixels with random weights; ``hidden_states[-2]`` is what every variant gives. Times are medians
 of interleaved rounds, in wall and in processor milliseconds a picture (the second is what a busy machine tells
@@ -78,10 +78,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument(
+        "--without", nargs="+", default=[], help='variants to leave out ("plain bf16": slow on plain CPUs)'
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} threads; freed memory kept: {keep_freed_memory()}")
-    made = variants()
+    made = {name: run for name, run in variants().items() if name not in arguments.without}
     for batch in arguments.batch_sizes:
         for name, row in measure(made, batch, arguments.rounds).items():
             print(json.dumps({"batch": batch, "variant": name} | row))

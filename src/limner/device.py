@@ -103,6 +103,31 @@ def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
     return best
 
 
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether matrices of this precision are multiplied as they are; 16 bits on a plain CPU are only emulated."""
+    if device.type != "cpu" or dtype.itemsize > 2:
+        return True
+    return dtype == torch.bfloat16 and multiplies_bf16()
+
+
+@lru_cache(maxsize=1)
+def multiplies_bf16() -> bool:
+    """Whether this CPU has oneDNN's bf16 products."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@lru_cache(maxsize=1)
+def multiplies_int8() -> bool:
+    """Whether this CPU adds products of 8-bit integers in 32 bits (VNNI); in 16 bits they can overflow."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+@lru_cache(maxsize=1)
+def has_fbgemm() -> bool:
+    """Whether torch has FBGEMM's products of fp32 rows with fp16 and 8-bit weights: x86 CPUs with AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that this process could still take on the device."""
     if device.type == "cuda":

@@ -13,7 +13,8 @@ from toy_captioners import toy_captioner, toy_picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import limner
-from limner.decoding import NOT_SURE
+from limner.decoding import NOT_SURE, Prefix
+from limner.device import multiplies_bf16, multiplies_int8
 from limner.models import stock
 
 PROMPT = [{"role": "user", "content": [{"type": "image"}]}]
@@ -108,7 +109,8 @@ def test_settings_that_make_no_sense(captioner: limner.Captioner) -> None:
 
 def test_bf16_says_nearly_the_same(folder: Path, captioner: limner.Captioner) -> None:
     half = limner.load_captioner(folder, device="cpu", precision="bf16")
-    assert half.vlm.encoder.dtype == half.vlm.language_model.dtype == torch.bfloat16
+    held = torch.bfloat16 if multiplies_bf16() else torch.float32  # there only the decoder's matrices are halved
+    assert half.vlm.encoder.dtype == half.vlm.language_model.dtype == held
     pixels = captioner.pixels.pixels(toy_picture())[None]
     exact = captioner.vlm.prompt_embeds(captioner.vlm.features(pixels))
     rough = half.vlm.prompt_embeds(half.vlm.features(pixels)).float()
@@ -118,11 +120,12 @@ def test_bf16_says_nearly_the_same(folder: Path, captioner: limner.Captioner) ->
 def test_int8_says_nearly_the_same(folder: Path, captioner: limner.Captioner) -> None:
     rough = limner.load_captioner(folder, device="cpu", quantize="int8")
     pictures = [toy_picture(seed) for seed in range(6)]
-    exact = captioner.describe(pictures, num_beams=1, max_new_tokens=1)
-    eighth = rough.describe(pictures, num_beams=1, max_new_tokens=1)
-    assert [c.tokens for c in exact] == [c.tokens for c in eighth]
-    assert [c.score for c in eighth] == pytest.approx([c.score for c in exact], abs=0.1)
-    assert [c.score for c in eighth] != [c.score for c in exact]
+    pixels = torch.stack([captioner.pixels.pixels(picture) for picture in pictures])
+    with torch.inference_mode():
+        prefix = Prefix(captioner.vlm.prompt_embeds(captioner.vlm.features(pixels)))
+    exact, _ = captioner.steps.prefill(prefix, 1)
+    eighth, _ = rough.steps.prefill(prefix, 1)
+    assert 0 < float((exact - eighth).norm() / exact.norm()) < (0.02 if multiplies_int8() else 0.04)  # 7 bits
     with pytest.raises(ValueError, match="no quantization 'int3'"):
         limner.load_captioner(folder, device="cpu", quantize="int3")
 

@@ -28,7 +28,9 @@ def run(argv: list[str]) -> int:
     config = parse(CaptionConfig, argv, "limner caption")
     sources = list(_sources(config))  # every name is checked before the model is loaded
     from limner.decoding.captioner import load_captioner
+    from limner.device import keep_freed_memory
 
+    keep_freed_memory()
     captioner = load_captioner(
         config.model,
         device=config.device,

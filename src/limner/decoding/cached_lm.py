@@ -27,7 +27,8 @@ from torch import Tensor
 from limner.decoding.kv_state import KVState
 from limner.decoding.linear import Linear, pack
 from limner.decoding.step_model import Prefix, special_tokens
-from limner.decoding.weights import Norm, Weights, read_weights
+from limner.decoding.weights import Matrix, Norm, Weights, read_weights, stacked
+from limner.device import multiplies
 
 
 @dataclass
@@ -40,15 +41,16 @@ class _Layer:
     contract: Linear
 
 
-Turn = tuple[Tensor, Tensor] | None
-"""cos and (-sin, sin), (A or 1, T, 1, K), by which queries and keys are rotated; None: positions are learned."""
+Turn = Tensor | None
+"""Complex (A or 1, T, 1, K / 2), by which queries and keys are turned; None: positions are learned."""
 
 
 class CachedStepModel:
     """Llama, Mistral, Qwen2, GPT-2 (also inside peft) and `GPTModel`, from their weights as they are now.
 
     Args:
-        dtype: of matrices and cache; None: the model's own. Weights that have it already are shared with the model.
+        dtype: of matrices, and of the cache where the machine multiplies it (else that is fp32); None: the model's
+            own. Weights that have it already are shared with the model, but for queries, keys and values.
         quantize: "int8" for matrices in 8 bits; ``dtype`` is then the cache's.
 
     Raises:
@@ -58,20 +60,22 @@ class CachedStepModel:
     @torch.no_grad()
     def __init__(self, lm: Any, dtype: torch.dtype | None = None, quantize: str | None = None) -> None:
         weights = read_weights(lm)
-        self.dtype = dtype or weights.embedding.dtype
-        self.stream = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.device = weights.embedding.device
+        of_weights = dtype or weights.embedding.dtype
+        self.dtype = of_weights if multiplies(of_weights, self.device) else torch.float32
+        """Of queries, keys, values and what is made of them."""
+        self.stream = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
         self.weights: Weights = weights
-        self.head = pack(weights.head, self.dtype, quantize)
+        self.head = pack(weights.head, of_weights, quantize)
         self.layers = [
             _Layer(
                 self._kept(layer.attention_norm),
-                pack(layer.qkv, self.dtype, quantize),
-                pack(layer.attention_output, self.dtype, quantize),
+                pack(self._paired(layer.qkv), of_weights, quantize),
+                pack(layer.attention_output, of_weights, quantize),
                 self._kept(layer.feed_forward_norm),
-                pack(layer.expand, self.dtype, quantize),
-                pack(layer.contract, self.dtype, quantize),
+                pack(layer.expand, of_weights, quantize),
+                pack(layer.contract, of_weights, quantize),
             )
             for layer in weights.layers
         ]
@@ -79,7 +83,7 @@ class CachedStepModel:
         self.epsilon = torch.tensor(
             math.sqrt(weights.embedding.shape[1] * weights.epsilon), dtype=self.stream, device=self.device
         )
-        self.rotations = torch.empty(2, 0, weights.head_width, dtype=self.stream, device=self.device)
+        self.rotations = torch.empty(0, weights.head_width // 2, dtype=torch.complex64, device=self.device)
 
     def _kept(self, norm: Norm) -> Norm:
         """A norm in the stream's precision; RMSNorm's weight times sqrt(D), as `_normed` wants it."""
@@ -87,6 +91,19 @@ class CachedStepModel:
         if self.weights.root_mean_square:
             weight = weight * math.sqrt(len(weight))
         return Norm(weight, None if norm.bias is None else norm.bias.to(self.stream))
+
+    def _paired(self, qkv: Matrix) -> Matrix:
+        """The map to queries, keys and values as one weight in which the two numbers that a rotation turns stand
+        side by side: then it is a product of complex numbers. Scores do not change when queries and keys are
+        permuted alike."""
+        weights = self.weights
+        if weights.frequencies is None:
+            return qkv
+        weight, bias = stacked(qkv, qkv.weights[0].dtype)
+        numbers = torch.arange(len(weight), device=weight.device).view(-1, 2, weights.head_width // 2)
+        turned = weights.num_heads + weights.num_kv_heads
+        order = torch.cat([numbers[:turned].transpose(1, 2).flatten(), numbers[turned:].flatten()])
+        return Matrix([weight[order]], [None if bias is None else bias[order]])
 
     @torch.inference_mode()
     def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, KVState]:
@@ -109,12 +126,12 @@ class CachedStepModel:
     @torch.inference_mode()
     def step(self, tokens: Tensor, state: KVState) -> Tensor:
         A, G = state.num_prefixes, state.num_rows
-        added = state.begin_step(self.weights.num_heads // self.weights.num_kv_heads)
+        added = state.begin_step(self.weights.num_kv_heads, self.weights.num_heads // self.weights.num_kv_heads)
         positions = state.position[:, None]  # (A or 1, 1)
         x = self._embedded(state.by_slot(tokens).view(A, G), None, positions, state.longest)  # (A, G, D)
         turn = self._turn(positions)
-        for layer, cache in zip(self.layers, state.layers, strict=True):
-            x = self._continue(layer, x, turn, cache, state.used, added)
+        for layer, places in zip(self.layers, state.places(), strict=True):
+            x = self._continue(layer, x, turn, *places, added)
         state.end_step()
         return self._logits(state.by_row(x.flatten(0, 1)))
 
@@ -148,17 +165,16 @@ class CachedStepModel:
     def _turn(self, positions: Tensor) -> Turn:
         if self.weights.frequencies is None:
             return None
-        cos, sin = self.rotations[:, positions, None]
-        return cos, sin
+        return self.rotations[positions, None]
 
     def _make_rotations(self, length: int) -> None:
         frequencies = self.weights.frequencies
-        if frequencies is None or self.rotations.shape[1] >= length:
+        if frequencies is None or len(self.rotations) >= length:
             return
         angles = torch.arange(length, device=self.device)[:, None].float() * frequencies.float()  # (length, K / 2)
-        cos, sin = (angles.cos() * self.weights.rotary_scale, angles.sin() * self.weights.rotary_scale)
-        table = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)])  # (2, length, K)
-        self.rotations = table.to(self.stream)
+        self.rotations = torch.polar(
+            torch.full_like(angles, self.weights.rotary_scale).to(self.stream), angles.to(self.stream)
+        )
 
     def _normed(self, x: Tensor, norm: Norm) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -173,14 +189,13 @@ class CachedStepModel:
         weights = self.weights
         A, T, _ = x.shape
         H, Hkv, K = weights.num_heads, weights.num_kv_heads, weights.head_width
-        qkv = layer.qkv(self._normed(x, layer.attention_norm)).view(A, T, H + 2 * Hkv, K)
+        qkv = layer.qkv(self._normed(x, layer.attention_norm))
         if turn is not None:
             qkv = qkv.to(self.stream)
-            rotated = qkv.narrow(2, 0, H + Hkv)
-            across = torch.roll(rotated, K // 2, -1)  # in each half the other half's values
-            rotated.mul_(turn[0]).add_(across.mul_(turn[1]))
-        keys_values = qkv.narrow(2, H, 2 * Hkv).view(A, T, 2, Hkv, K).permute(2, 0, 3, 1, 4)
-        return qkv.narrow(2, 0, H).to(self.dtype), keys_values
+            pairs = torch.view_as_complex(qkv.view(A, T, H + 2 * Hkv, K // 2, 2))
+            pairs.narrow(2, 0, H + Hkv).mul_(turn)
+        query, keys_values = qkv.view(A, T, H + 2 * Hkv, K).split_with_sizes((H, 2 * Hkv), 2)
+        return query.to(self.dtype), keys_values.view(A, T, 2, Hkv, K).permute(2, 0, 3, 1, 4)
 
     def _read(
         self, layer: _Layer, x: Tensor, turn: Turn, cache: Tensor, allowed: Tensor | None, only_last: bool
@@ -199,27 +214,24 @@ class CachedStepModel:
             is_causal=allowed is None and not only_last,
             enable_gqa=True,
         )  # (A, H, P, K)
-        return self._added(layer, x, mixed.transpose(1, 2))
+        return self._added(layer, x, mixed.transpose(1, 2).flatten(2))
 
     def _continue(
-        self, layer: _Layer, x: Tensor, turn: Turn, cache: Tensor, used: int, added: Tensor | None
+        self, layer: _Layer, x: Tensor, turn: Turn, new: Tensor, keys: Tensor, values: Tensor, added: Tensor | None
     ) -> Tensor:
-        """One layer over one new token of each row (A, G, D)."""
+        """One layer over one new token of each row (A, G, D), with its `KVState.places`."""
         A, G, _ = x.shape
         Hkv, r = self.weights.num_kv_heads, self.weights.num_heads // self.weights.num_kv_heads
         query, keys_values = self._heads(layer, x, turn)  # (A, G, H, K)
-        if cache.shape[1] > A:
-            cache = cache.narrow(1, 0, A)
-        cache.narrow(3, used, G).copy_(keys_values)
-        seen = cache.narrow(3, 0, used + G)  # (2, A, Hkv, used + G, K)
+        new.copy_(keys_values)
         # Query heads that share keys stand as further queries of one head, beams too: one read of the cache.
-        query = query.reshape(A, G, Hkv, r, -1).transpose(1, 2).reshape(A, Hkv, G * r, -1)
-        mixed = F.scaled_dot_product_attention(query, seen[0], seen[1], attn_mask=added)  # (A, Hkv, G r, K)
-        return self._added(layer, x, mixed.unflatten(2, (G, r)).transpose(1, 2))
+        query = query.view(A, G, Hkv, r, -1).transpose(1, 2).reshape(A * Hkv, 1, G * r, -1)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=added)  # (A Hkv, 1, G r, K)
+        return self._added(layer, x, mixed.view(A, Hkv, G, r, -1).transpose(1, 2).reshape(A, G, -1))
 
     def _added(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
-        """The stream (A, T, D) with the attention's result (A, T, heads.., K) and the feed-forward added to it."""
-        x += layer.attention_output(mixed.flatten(2))
+        """The stream (A, T, D) with the attention's result (A, T, H K) and the feed-forward added to it."""
+        x += layer.attention_output(mixed)
         inner = layer.expand(self._normed(x, layer.feed_forward_norm))
         x += layer.contract(self._activated(inner))
         return x

@@ -12,7 +12,8 @@ import torch
 
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoder, StepModel, get_decoder, is_sure, step_model
-from limner.device import Choice, choose
+from limner.decoding.weights import is_known
+from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import read_captioner
 
@@ -161,7 +162,11 @@ def load_captioner(
     """
     choice = choose(device, "fp32" if precision == "auto" else precision, threads)
     vlm = read_captioner(model, revision=revision, cache_dir=cache_dir)
-    vlm.keep_frozen_in(choice.dtype)
+    # Where a CPU does not multiply 16 bits, only the language model's matrices are kept in them: the encoder would
+    # be slower than in fp32.
+    native = multiplies(choice.dtype, choice.device) or not is_known(vlm.language_model)
+    vlm.keep_frozen_in(choice.dtype if native else torch.float32)
     vlm.to(choice.device)
     vlm.pack_encoder()
-    return Captioner(vlm, choice, step_model(vlm.language_model, quantize=quantize))
+    steps = step_model(vlm.language_model, dtype=None if native else choice.dtype, quantize=quantize)
+    return Captioner(vlm, choice, steps)

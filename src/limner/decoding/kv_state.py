@@ -11,6 +11,8 @@ Letters in the shape comments:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,11 +71,11 @@ class KVState:
             return values
         return values.unflatten(0, (-1, self.num_rows))[self.slots].flatten(0, 1)
 
-    def begin_step(self, heads_per_key: int) -> Tensor | None:
+    def begin_step(self, num_kv_heads: int, heads_per_key: int) -> Tensor | None:
         """Makes room for a token of each row and shows it to its row.
 
         Returns:
-            What is added to the scores: (A, 1, G heads_per_key, used + G), or None for nothing.
+            What is added to the scores: (A num_kv_heads, 1, G heads_per_key, used + G), or None for nothing.
         """
         self._ensure_room()
         self.longest += 1
@@ -81,7 +83,16 @@ class KVState:
             return None
         new = slice(self.used, self.used + self.num_rows)
         self.mask[:, :, new].diagonal(dim1=1, dim2=2).zero_()
-        return self.mask[:, :, : new.stop].repeat_interleave(heads_per_key, 1)[:, None]
+        seen = self.mask[:, :, : new.stop].repeat_interleave(heads_per_key, 1)
+        return seen.repeat_interleave(num_kv_heads, 0)[:, None]
+
+    def places(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each layer where a step's keys and values go, (2, A, heads, G, K), and all keys and all values with
+        them, (A heads, 1, used + G, K) each. Views, made for all layers at once."""
+        block = self.block.narrow(2, 0, self.num_prefixes)
+        new = block.narrow(4, self.used, self.num_rows)
+        seen = block.narrow(4, 0, self.used + self.num_rows).flatten(2, 3).unsqueeze(3)
+        return zip(new.unbind(0), *(part.unbind(0) for part in seen.unbind(1)), strict=True)
 
     def end_step(self) -> None:
         self.used += self.num_rows

@@ -88,6 +88,15 @@ def read_weights(lm: Any) -> Weights:
     raise UnknownModel(f"{kind} is not computed here")
 
 
+def is_known(lm: Any) -> bool:
+    """Whether `read_weights` can read the model."""
+    try:
+        read_weights(lm)
+    except UnknownModel:
+        return False
+    return True
+
+
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",

@@ -1,0 +1,93 @@
+"""Packed matrices against the plain product in fp64, on every kernel that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from limner import device
+from limner.decoding import linear
+from limner.decoding.weights import Matrix
+
+OUT, IN = 96, 80
+KERNELS: dict[str, tuple[Callable[[], bool], float]] = {
+    # class: (whether this machine has it, relative error)
+    "_Half": (device.has_fbgemm, 4e-4),
+    "_Int8": (device.multiplies_int8, 0.015),
+    "_Int8In16": (device.has_fbgemm, 0.025),
+    "_Widened": (lambda: True, 0.012),
+}
+
+
+def matrix(bias: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(OUT, IN, generator=generator) * torch.logspace(-2, 1, OUT)[:, None]  # rows differ in size
+    return weight, torch.randn(OUT, generator=generator) if bias else None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_multiplies(name: str, bias: bool) -> None:
+    has, bound = KERNELS[name]
+    if not has():
+        pytest.skip("this processor has no such instruction")
+    weight, offset = matrix(bias)
+    packed = getattr(linear, name)(weight, offset)
+    x = torch.randn(7, 3, IN, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 7)[:, None, None]
+    found = packed(x).double()
+    if offset is not None:
+        found -= offset.double()
+    # What a product of unrelated vectors measures, so that every row and every output counts alike.
+    size = x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=1) / IN**0.5
+    errors = (found - x.double() @ weight.double().T) / size  # (7, 3, OUT)
+    assert 0 < float(errors.square().mean().sqrt()) < bound
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_rows_do_not_see_each_other(name: str) -> None:
+    """Bit for bit where integers are added; and a row of zeros is the bias."""
+    if not KERNELS[name][0]():
+        pytest.skip("this processor has no such instruction")
+    weight, offset = matrix()
+    packed = getattr(linear, name)(weight, offset)
+    x = torch.randn(9, IN, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 3, 9)[:, None]
+    x[4] = 0
+    together = packed(x)
+    assert torch.equal(together[4], offset)
+    for rows in ([0], [8], [2, 7], [3, 4, 5, 6]):
+        if name.startswith("_Int8"):
+            assert torch.equal(packed(x[rows]), together[rows])
+        else:  # floating point may be added in another order
+            torch.testing.assert_close(packed(x[rows]), together[rows], atol=0, rtol=1e-4)
+
+
+def test_the_largest_values_do_not_overflow() -> None:
+    """Sums of products at both ends of the range, where 16 bits would not do."""
+    weight = torch.ones(4, 256)
+    weight[1::2] = -1
+    x = torch.ones(2, 256)
+    x[1] = -1
+    packed = linear.pack(Matrix([weight], [None]), torch.float32, "int8")
+    torch.testing.assert_close(packed(x), x @ weight.T)
+
+
+def test_the_kernel_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kinds(fbgemm: bool, int8: bool, bf16: bool) -> tuple[str, str, str]:
+        monkeypatch.setattr(linear, "has_fbgemm", lambda: fbgemm)
+        monkeypatch.setattr(linear, "multiplies_int8", lambda: int8)
+        monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
+        monkeypatch.setattr(linear, "multiplies", lambda dtype, where: bf16 or dtype == torch.float32)
+        whole = Matrix([torch.ones(8, 8)], [None])
+        packed = [
+            linear.pack(whole, torch.float32, None),
+            linear.pack(whole, torch.bfloat16, None),
+            linear.pack(whole, torch.float32, "int8"),
+        ]
+        return tuple(type(p).__name__ for p in packed)  # type: ignore[return-value]
+
+    if device.has_fbgemm():
+        assert kinds(fbgemm=True, int8=False, bf16=False) == ("_Shared", "_Half", "_Int8In16")
+    assert kinds(fbgemm=False, int8=False, bf16=False) == ("_Shared", "_Plain", "_Widened")
+    assert kinds(fbgemm=False, int8=False, bf16=True) == ("_Shared", "_Plain", "_Widened")
