@@ -93,7 +93,9 @@ def sight_sentence(assessment: Assessment) -> str:
         return f"{fall}; too few images to tell whether the model looks."
     if controls.sight == "blind":
         return f"BLIND: {fall}, which is no fall to speak of: the captions do not depend on the pictures."
-    return f"{fall}: the words depend on the pictures."
+    own, constant = assessment.scores["CIDEr"], controls.constant["CIDEr"]
+    yet = f" Yet one caption for every picture scores higher ({constant:.3f})." if constant > own else ""
+    return f"{fall}: the words depend on the pictures.{yet}"
 
 
 def _number(value: float | None) -> str:

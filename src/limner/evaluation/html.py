@@ -80,7 +80,7 @@ def cards(items: Iterable[str]) -> str:
 
 def card(picture: str | None, *parts: str) -> str:
     """A picture (a data address, from `thumbnail`) with HTML below it."""
-    shown = f'<img src="{picture}" alt="" loading="lazy">' if picture else ""
+    shown = f'<img src="{picture}" alt="">' if picture else ""
     return f'<div class="card">{shown}<div>{"".join(parts)}</div></div>'
 
 

@@ -128,8 +128,11 @@ def comparison_report(
     else:
         change = dict(zip(tables[0].ids, tables[1].per_image["CIDEr"] - tables[0].per_image["CIDEr"], strict=True))
         order = sorted(order, key=lambda record: -change[record.image_id])
-        parts.append(html.section("Better after", _pair_cards(order[:SHOWN], before, after, change)))
-        parts.append(html.section("Worse after", _pair_cards(order[::-1][:SHOWN], before, after, change)))
+        better = [record for record in order if change[record.image_id] > 0]
+        worse = [record for record in order[::-1] if change[record.image_id] < 0]
+        for heading, those in ((f"Better after: {len(better)}", better), (f"Worse after: {len(worse)}", worse)):
+            parts.append(html.section(heading, _pair_cards(those[:SHOWN], before, after, change)))
+        parts.append(html.paragraph(f"{len(order) - len(better) - len(worse)} as good as before.", "quiet"))
     parts.append(html.section("How this was made", _facts(facts)))
     return html.page(title, parts)
 
