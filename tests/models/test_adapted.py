@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from toy_captioners import toy_captioner
 
-from limner.data.packing import block_mask, pack_captions
+from limner.data.packing import block_mask, flex_block_mask, pack_captions
 from limner.device import compiles
 from limner.models import decoder as decoders
 from limner.models.adapted import AdaptedStack, NotAdapted
@@ -164,3 +164,14 @@ def test_what_it_does_not_compute_is_left_to_transformers() -> None:
             AdaptedStack(toy_captioner(text=family, lora=True).language_model)
     with pytest.raises(NotAdapted, match="train"):
         AdaptedStack(toy_captioner(text="llama").language_model)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_gives_the_same_states() -> None:
+    """Forward and uncompiled, as far as CPUs go; `benchmarks/finetune.py --device cuda` is the rest."""
+    stack, x = AdaptedStack(adapted("llama").get_base_model()), embeds()
+    assert not stack.can_flex and stack.shape.head_width == 8
+    with torch.no_grad():
+        mask = flex_block_mask(PACKED.document_ids)
+        flexed = stack(x, mask, PACKED.position_ids, PACKED.label_positions)
+        assert torch.allclose(flexed, ours(stack, x, training=False), atol=1e-5)

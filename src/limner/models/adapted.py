@@ -139,6 +139,12 @@ class AdaptedStack:
     def is_compiled(self) -> bool:
         return self._compiled is not None
 
+    @property
+    def can_flex(self) -> bool:
+        """Whether FlexAttention computes its attention: it knows no dropout, and its kernels like powers of two."""
+        width = self.shape.head_width
+        return not self.shape.attention_dropout and width >= 16 and width & (width - 1) == 0
+
     def compile(self) -> None:
         """Layers are compiled for training from now on: one compilation (about a minute) for all of them, whatever
         the length of the rows."""

@@ -64,7 +64,7 @@ class CaptionLoss(nn.Module):
         """Compiles the decoder's layers and, on GPUs, FlexAttention; `adapt` must have found a stack."""
         assert self.stack is not None
         self.stack.compile()
-        self.flex = self.vlm.device.type == "cuda"
+        self.flex = self.vlm.device.type == "cuda" and self.stack.can_flex
 
     def forward(
         self,
