@@ -94,15 +94,27 @@ class _Half:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.bias = bias
         with warnings.catch_warnings():
-            # The newer operators, quantized::linear_dynamic_fp16 and its packing, take 15 us more a call.
-            warnings.filterwarnings("ignore", "fbgemm_.* is deprecated")
-            self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight)
-            self(weight.new_zeros(1, weight.shape[1]))  # warns once
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch means to retire scripts
+            packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+            self.product = torch.jit.script(_HalfProduct(packed)).forward
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, self.bias)
+        return self.product(x)
+
+
+class _HalfProduct(nn.Module):
+    """Scripted: handing FBGEMM's weights over from Python takes 15 us a call, as long as many a product.
+
+    The older ``fbgemm_linear_fp16_weight`` needs no script, but has one thread.
+    """
+
+    def __init__(self, packed: Any) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
 class _Int8:
@@ -157,7 +169,7 @@ class _Int8In16:
 
 
 class _ProductIn16(nn.Module):
-    """Scripted: handing FBGEMM's weights over from Python takes 15 us a call, as long as many a product."""
+    """Scripted, as `_HalfProduct` is."""
 
     def __init__(self, packed: Any) -> None:
         super().__init__()
