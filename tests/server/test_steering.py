@@ -220,9 +220,10 @@ def test_schemas_and_presets(client: TestClient) -> None:
         assert checked["valid"], checked
     from limner.models.gpt import PRESETS
 
-    told = {preset["name"]: preset["description"] for preset in client.get("/api/presets").json()["presets"]}
+    presets = client.get("/api/presets").json()["presets"]
+    told = {(preset["verb"], preset["name"]): preset["description"] for preset in presets}
     assert all(told.values())
     for name, shape in PRESETS.items():
         size = f"{shape.num_layers} layers, {shape.width:,} wide, {shape.context_length:,} tokens of context"
-        assert told[name].startswith(size)
+        assert told["pretrain", name].startswith(size)
     assert "tiny" in [corpus["name"] for corpus in client.get("/api/corpora").json()["corpora"]]
