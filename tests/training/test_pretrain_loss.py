@@ -41,6 +41,15 @@ def test_value_and_gradients_equal_the_plain_loss(chunk_rows):
         assert_close(summed_cross_entropy(*data, chunk_rows=chunk_rows), theirs[0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_frozen_head_gets_no_gradient_and_changes_none():
+    hidden, weight, targets = example()
+    expected = gradients(plain, hidden, weight, targets)
+    learning = hidden.clone().requires_grad_()
+    (summed_cross_entropy(learning, weight, targets, chunk_rows=8) / 7).backward()
+    assert_close(learning.grad, expected[1], atol=1e-5, rtol=1e-5)
+    assert weight.grad is None
+
+
 def test_batched_shapes_and_large_logits():
     hidden, weight, targets = example(24)
     loss = summed_cross_entropy(hidden.view(2, 12, -1) * 100, weight, targets.view(2, 12))
