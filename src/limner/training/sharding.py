@@ -31,7 +31,8 @@ def shard(model: nn.Module, num_processes: int, device: torch.device) -> nn.Modu
     mesh = init_device_mesh(device.type, (num_processes,))
     for module in reversed(list(model.modules())):  # the inner ones first
         for block in module if isinstance(module, nn.ModuleList) else ():
-            if any(parameter.requires_grad for parameter in block.parameters()):
+            runs = not isinstance(block, (nn.ModuleList, nn.ModuleDict))  # these are never called
+            if runs and any(parameter.requires_grad for parameter in block.parameters()):
                 fully_shard(block, mesh=mesh, ignored_params=frozen)
     fully_shard(model, mesh=mesh, ignored_params=frozen)
     return plain

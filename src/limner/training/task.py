@@ -102,7 +102,11 @@ class Task(ABC):
         """The fixed validation subset; the trainer averages `loss` over it into ``eval_loss``."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Further metrics of the fixed subset (CIDEr-D of decoded captions, ...); keys are in `directions`."""
+        """Further metrics of the fixed subset (CIDEr-D of decoded captions, ...); keys are in `directions`.
+
+        Here and in `probes`, `sample` and `save`, ``model`` is the one to ask: where weights are sharded it is a
+        gathered copy of `self.model`, which could not answer one process alone.
+        """
         return {}
 
     def probes(self, model: nn.Module) -> list[dict[str, Any]]:
