@@ -42,8 +42,6 @@ interface Props {
   xName: string;
 }
 
-const LEAST_REDRAW_MS = 90;
-
 export function Chart(props: Props) {
   const { title, unit, legend, model, cursor, logX, logY, timeOrigin, window, xName } = props;
   const host = useRef<HTMLDivElement>(null);
@@ -117,8 +115,6 @@ export function Chart(props: Props) {
     if (!element) return;
     let visible = true;
     let stale = false;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    let last = 0;
     const draw = (): void => {
       const view = plot.current;
       if (!view) return;
@@ -126,7 +122,6 @@ export function Chart(props: Props) {
         stale = true;
         return;
       }
-      last = performance.now();
       view.show(model.content(), window);
       tell();
       const { shown, total } = model.points(window);
@@ -135,22 +130,14 @@ export function Chart(props: Props) {
           model.note ??
           (total > shown ? `${formatInteger(shown)} of ${formatInteger(total)} points, extremes kept` : "");
     };
-    const request = (): void => {
-      clearTimeout(timer);
-      const wait = last + LEAST_REDRAW_MS - performance.now();
-      if (wait > 0) timer = setTimeout(() => onFrame(draw), wait);
-      else onFrame(draw);
-    };
-    const seen = new IntersectionObserver(
-      ([entry]) => {
-        visible = entry?.isIntersecting ?? true;
-        if (visible && stale) {
-          stale = false;
-          onFrame(draw);
-        }
-      },
-      { rootMargin: "200px" },
-    );
+    const request = (): void => onFrame(draw);
+    const seen = new IntersectionObserver(([entry]) => {
+      visible = entry?.isIntersecting ?? true;
+      if (visible && stale) {
+        stale = false;
+        onFrame(draw);
+      }
+    });
     seen.observe(element);
     const follow = (): void => tell();
     const point = (): void => onFrame(follow);
@@ -158,7 +145,6 @@ export function Chart(props: Props) {
     onFrame(draw);
     return () => {
       for (const end of ends) end();
-      clearTimeout(timer);
       cancelFrame(draw);
       cancelFrame(follow);
       seen.disconnect();

@@ -7,6 +7,9 @@ import { LiveTable } from "./table";
 /** Rows of live metrics above which the charts ask the server for a fresh base, and the rows are let go. */
 export const MANY_ROWS = 30_000;
 
+/** How often numbers are shown as they come. A page that draws takes the trainer's processor: once a second is live. */
+export const CALM_MS = 1_000;
+
 let openings = 0;
 
 export class RunStore {
@@ -27,6 +30,8 @@ export class RunStore {
   /** Tells one opening of a run from the next: a base fetched for another store may be older than this one. */
   readonly key = ++openings;
   private names: string[] = [];
+  private told = Number.NEGATIVE_INFINITY;
+  private timer: ReturnType<typeof setTimeout> | undefined;
   private readonly listeners = new Set<() => void>();
   private readonly eventListeners = new Set<(event: RunEvent) => void>();
 
@@ -35,16 +40,18 @@ export class RunStore {
     this.feed = new Feed(id, afterSeq, {
       events: (events) => this.apply(events),
       state: (run) => {
+        const { status, detail, actions } = this.run ?? {};
+        const turned = run.status !== status || run.detail !== detail || String(run.actions) !== String(actions);
         this.run = run;
-        this.changed();
+        this.changed(turned);
       },
       skipped: () => {
         this.skips += 1;
-        this.changed();
+        this.changed(true);
       },
       connection: (connection) => {
         this.connection = connection;
-        this.changed();
+        this.changed(true);
       },
     });
   }
@@ -59,11 +66,15 @@ export class RunStore {
 
   close(): void {
     this.feed.close();
+    clearTimeout(this.timer);
     this.listeners.clear();
     this.eventListeners.clear();
   }
 
-  /** Calls `listener` at most once a frame after changes. */
+  /**
+   * Calls `listener` after changes: in the next frame when something has happened, and at most every `CALM_MS` when
+   * only numbers have come. A page that nobody sees has no frames.
+   */
   readonly subscribe = (listener: () => void): (() => void) => {
     this.listeners.add(listener);
     return () => this.listeners.delete(listener);
@@ -76,6 +87,7 @@ export class RunStore {
   }
 
   private apply(events: RunEvent[]): void {
+    let happened = false;
     for (const event of events) {
       if (event.type === "metrics") {
         this.metrics.append(event);
@@ -83,19 +95,25 @@ export class RunStore {
       } else if (event.type === "progress") this.progress = event;
       else if (event.type !== "heartbeat") {
         if (event.type === "validation") this.validation.append(event);
+        else happened = true;
         this.others.push(event);
         for (const listener of this.eventListeners) listener(event);
       }
     }
-    this.changed();
+    this.changed(happened);
   }
 
-  private changed(): void {
+  private changed(atOnce: boolean): void {
     this.version += 1;
-    onFrame(this.notify);
+    const wait = this.told + CALM_MS - performance.now();
+    if (atOnce || wait <= 0) onFrame(this.notify);
+    else this.timer ??= setTimeout(() => onFrame(this.notify), wait);
   }
 
   private readonly notify = (): void => {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.told = performance.now();
     for (const listener of this.listeners) listener();
   };
 }

@@ -33,22 +33,10 @@ export function useConnection(): Connection {
   return useSyncExternalStore(store.subscribe, () => store.connection);
 }
 
-/** Renders again after changes of the store, at most every `ms`. */
-export function useStoreTicks(store: RunStore, ms: number): void {
+/** Renders again whenever the store tells of changes. */
+export function useStoreTicks(store: RunStore): void {
   const [, tick] = useState(0);
-  useEffect(() => {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const end = store.subscribe(() => {
-      timer ??= setTimeout(() => {
-        timer = undefined;
-        tick((count) => count + 1);
-      }, ms);
-    });
-    return () => {
-      end();
-      clearTimeout(timer);
-    };
-  }, [store, ms]);
+  useEffect(() => store.subscribe(() => tick((count) => count + 1)), [store]);
 }
 
 const CHANGES = new Set(["start", "paused", "resumed", "stopping", "complete", "error"]);

@@ -182,7 +182,7 @@ function MoreMenu({ run }: { run: RunSummary }) {
 
 function Progress({ run }: { run: RunSummary }) {
   const { store, detail } = useRun();
-  useStoreTicks(store, 250);
+  useStoreTicks(store);
   const row = store.metrics.rows - 1;
   const live = (key: string): number | undefined => (row >= 0 ? store.metrics.columns.get(key)?.[row] : undefined);
   const step = Math.max(run.step, store.metrics.step.at(-1) ?? 0);

@@ -8,7 +8,7 @@ import { useRun, useStoreTicks, useSummary } from "./context";
 export function Preparing() {
   const { id, store } = useRun();
   const run = useSummary();
-  useStoreTicks(store, 250);
+  useStoreTicks(store);
   const { data } = useQuery({
     queryKey: ["run", id, "progress", store.key],
     queryFn: ({ signal }) =>
