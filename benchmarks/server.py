@@ -2,10 +2,11 @@
 
     python benchmarks/server.py [million watching] [--points 1000000] [--seconds 20]
     python benchmarks/server.py frozen [--seconds 300]      a whole Chromium is stopped (SIGSTOP), another looks on
+    python benchmarks/server.py browser [--seconds 30]      what a Chromium uses that watches 7 and 50 events/s
     python benchmarks/server.py trainer [--seconds 150]     a real trainer, with and without the page, in turn
 
 Each figure is of a real server (`limner serve`) in a process of its own, over HTTP and WebSocket, on this machine.
-The last two need a Chromium, playwright and the built page.
+The last three need a Chromium, playwright and the built page.
 """
 
 from __future__ import annotations
@@ -126,7 +127,10 @@ class Trainer(threading.Thread):
         while not self.done.wait(self.pause):
             step = self.writer.seq
             seconds = {"data": 0.002, "compute": 0.04, "optimizer": 0.005, "other": 0.001}
-            self.writer.write("metrics", step, loss=2.0, gradient_norm=0.5, tokens=step * 8, seconds=seconds)
+            numbers = {"loss": 2 + step % 7 / 10, "gradient_norm": 0.5 + step % 5 / 10, "learning_rate": 3e-4}
+            numbers |= {"tokens": step * 8, "epoch": step / 10_000, "tokens_per_second": 9000.0}
+            numbers |= {"memory_mb": 900.5, "mfu": 0.3}
+            self.writer.write("metrics", step, seconds=seconds, **numbers)
         self.writer.close()
 
 
@@ -231,6 +235,37 @@ def frozen(runs_dir: Path, seconds: float) -> dict[str, Any]:
         }
 
 
+def browser_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
+    """Chromium's share of one core, in per cent and by its kinds of processes, while nobody touches the page."""
+    found: dict[str, Any] = {}
+    for per_second in (7, 50):
+        folder = write_log(runs_dir, f"drawn-{per_second}", 5000)
+        with serving(runs_dir) as (client, _), browsers(1) as [(browser, root)]:
+            trainer = Trainer(folder, per_second)
+            trainer.start()
+            page = opened(browser, client, folder.name)
+            time.sleep(6)  # loading a page is work as well, but not that of watching
+            before, began = by_kind(root), time.perf_counter()
+            time.sleep(seconds)
+            after, passed = by_kind(root), time.perf_counter() - began
+            behind = trainer.writer.seq - page.evaluate(HELD)
+            trainer.done.set()
+            trainer.join()
+        shares = {kind: round(100 * (after[kind] - before.get(kind, 0)) / passed, 2) for kind in after}
+        whole = round(sum(shares.values()), 2)
+        found[f"{per_second} events/s"] = {"percent_of_a_core": whole, "of_it": shares, "events_behind": behind}
+    return found
+
+
+def by_kind(root: psutil.Process) -> dict[str, float]:
+    """Seconds of processor time so far of a Chromium's processes, by their kind."""
+    times: dict[str, float] = {}
+    for process in [root, *root.children(recursive=True)]:
+        kind = next((word[7:] for word in process.cmdline() if word.startswith("--type=")), "browser")
+        times[kind] = times.get(kind, 0) + busy([process])
+    return times
+
+
 def trainer_cost(runs_dir: Path, seconds: float) -> dict[str, Any]:
     """A real trainer's step time without anybody, with a WebSocket client, with a page in Chromium; in turn."""
     create = [sys.executable, "-m", "limner", "pretrain", "--corpus", "tiny", "--tokenizer", "byte"]
@@ -299,7 +334,7 @@ def busy(processes: list[psutil.Process]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ("million", "watching", "frozen", "trainer")
+    modes = ("million", "watching", "frozen", "browser", "trainer")
     parser.add_argument("modes", nargs="*", choices=modes, default=["million", "watching"])
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float)
@@ -317,6 +352,8 @@ def main() -> None:
             found["server_cpu_percent_of_a_core"] = shares
         if "frozen" in args.modes:
             found["frozen"] = frozen(folder / "frozen", args.seconds or 300)
+        if "browser" in args.modes:
+            found["browser"] = browser_cost(folder / "browser", args.seconds or 30)
         if "trainer" in args.modes:
             found["trainer"] = trainer_cost(folder / "trainer", args.seconds or 150)
     print(json.dumps(found, indent=2))
