@@ -108,6 +108,16 @@ def test_batches_are_pure_and_show_the_scenes_that_they_name(task: SceneTask):
     assert first.num_targets == first.tensors["labels"].numel() and first.num_units == 2
 
 
+def test_at_first_a_quarter_of_the_scenes_is_captioned_and_all_are_seen():
+    task = prepared(batch_size=8, steps=10, seeing_first=0.2, captions_per_scene=2)
+    for step, captioned in ((0, 2), (1, 2), (2, 8), (9, 8)):
+        batch = task.batch(range(8 * step, 8 * step + 8), seed=0)
+        assert batch.num_units == 2 * captioned
+        assert batch.tensors["row_images"].tolist() == list(range(captioned))
+        assert len(batch.tensors["picture"]) == len(batch.tensors["cells"]) == 8
+    assert prepared(batch_size=8, steps=10, seeing_first=0.0).batch(range(8), seed=0).num_units == 16
+
+
 def test_every_word_of_the_grammar_is_one_token(task: SceneTask):
     words = task.vlm.tokenizer
     assert {len(words.encode(" " + word, add_special_tokens=False)) for word in vocabulary()} == {1}

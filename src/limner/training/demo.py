@@ -97,7 +97,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None], quiet: bool = False
         shuffled_exact_match=shuffled_exact_match,
         shuffled_cider=shuffled_cider,
         train_seconds=train_seconds,
-        captions_per_second=config.steps * config.batch_size * config.captions_per_scene / train_seconds,
+        captions_per_second=_captions(result) / train_seconds,
         peak_memory_mb=peak_memory_mb(),
         run=str(result.run.path),
         model=str(result.run.model_path),
@@ -123,6 +123,11 @@ def caption_scenes(captioner: Captioner, split: Split, config: DemoConfig) -> Ca
     pictures = [scene.picture() for scene in scenes]
     captions = captioner.caption_batch(pictures, num_beams=config.num_beams, batch_size=50)
     return Captioned(scenes, captions, [s.accepts(text) for s, text in zip(scenes, captions, strict=True)])
+
+
+def _captions(result: Result) -> int:
+    """How many captions the run has learned from."""
+    return next(event["captions"] for event in reversed(result.run.events()) if event["type"] == "metrics")
 
 
 def _shuffled(scenes: Sequence[Scene], seed: int) -> list[Scene]:

@@ -133,7 +133,8 @@ class SceneTask(CaptionTask):
             captions = [self.records[split][index].captions for index in indices]
         else:
             scenes = [make_scene(index, "train", self.config.seed) for index in indices]
-            captions = [scene.captions(self.config.captions_per_scene) for scene in scenes]
+            captioned = scenes[: self._num_captioned(indices)]
+            captions = [scene.captions(self.config.captions_per_scene) for scene in captioned]
         words = self.vlm.tokenizer
         encode = lambda text: words.encode(text, add_special_tokens=False)  # noqa: E731
         eos, pad = int(words.eos_token_id), int(words.pad_token_id)
@@ -146,6 +147,11 @@ class SceneTask(CaptionTask):
         if split == "train":
             tensors["cells"] = cell_labels(scenes, self.grid)
         return Batch(tensors, len(packed.labels), packed.num_captions, [scene.image_id for scene in scenes])
+
+    def _num_captioned(self, indices: Sequence[int]) -> int:
+        """How many scenes of a training batch are captioned; the helping heads see them all."""
+        early = indices[0] < self.config.seeing_first * self.num_examples
+        return -(-len(indices) // 4) if early else len(indices)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Exact match on both kinds of validation scenes, and CIDEr-D over all of them."""
