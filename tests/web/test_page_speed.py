@@ -64,7 +64,8 @@ def measure(chromium: Any, page: Any) -> tuple[bool, bool, str]:
     frames = sorted(script_by_frame(events))
     p95 = frames[len(frames) * 95 // 100]
     told = f"{came} events, {len(frames)} frames, longest task {max(tasks):.1f} ms, script a frame p95 {p95:.1f} ms"
-    fair = came >= 30 * SECONDS and len(frames) >= 15 * SECONDS  # unhindered, 23 a second
+    # Numbers are shown once a second: a browser that is not starved has a frame in each.
+    fair = came >= 30 * SECONDS and len(frames) >= SECONDS - 1
     return max(tasks) <= LONG_TASK_MS and p95 <= SCRIPT_MS, fair, told
 
 

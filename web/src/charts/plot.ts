@@ -217,8 +217,8 @@ export class PlotView {
       top: bbox.top,
       width: bbox.width,
       height: bbox.height,
-      x: (value) => u.valToPos(this.unit(value, "x"), "x", true),
-      y: (value) => u.valToPos(this.unit(value, "y"), "y", true),
+      x: this.placer("x"),
+      y: this.placer("y"),
       from: this.xRange()[0],
       to: this.xRange()[1],
       color: (name) => css.getPropertyValue(name).trim(),
@@ -237,6 +237,15 @@ export class PlotView {
     drawReferences(canvas, content.references);
     for (const line of content.lines) drawMarks(canvas, line);
     ctx.restore();
+  }
+
+  /** What `u.valToPos` says, for many values: both axes are linear in their units. */
+  private placer(axis: "x" | "y"): (value: number) => number {
+    const { min = 0, max = 1 } = this.u.scales[axis] as { min?: number; max?: number };
+    const start = this.u.valToPos(min, axis, true);
+    const slope = (this.u.valToPos(max, axis, true) - start) / (max - min);
+    if (this.logarithmic(axis)) return (value) => start + (Math.log10(value) - min) * slope;
+    return (value) => start + (value - min) * slope;
   }
 
   private dot(index: number): HTMLDivElement {

@@ -10,6 +10,9 @@ export const MANY_ROWS = 30_000;
 /** How often numbers are shown as they come. A page that draws takes the trainer's processor: once a second is live. */
 export const CALM_MS = 1_000;
 
+/** What a summary says beside its numbers. */
+const SAYING = ["status", "detail", "actions", "queue_position", "attempt", "resumable"] as const;
+
 let openings = 0;
 
 export class RunStore {
@@ -21,6 +24,8 @@ export class RunStore {
   progress: RunEvent | null = null;
   connection: Connection = "connecting";
   run: RunSummary | null = null;
+  /** The summary that was the last to say more than new numbers. */
+  standing: RunSummary | null = null;
   /** Grows when events were skipped: whoever holds a base from the server must fetch it anew. */
   skips = 0;
   /** Grows with every change; what `useSyncExternalStore` compares. */
@@ -40,8 +45,8 @@ export class RunStore {
     this.feed = new Feed(id, afterSeq, {
       events: (events) => this.apply(events),
       state: (run) => {
-        const { status, detail, actions } = this.run ?? {};
-        const turned = run.status !== status || run.detail !== detail || String(run.actions) !== String(actions);
+        const turned = SAYING.some((key) => String(run[key]) !== String(this.standing?.[key]));
+        if (turned) this.standing = run;
         this.run = run;
         this.changed(turned);
       },

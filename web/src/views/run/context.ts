@@ -22,10 +22,17 @@ export function useRun(): RunContextValue {
   return value;
 }
 
-/** The run's newest summary: what the socket said last, else what the list or the detail said. */
+/** How the run stands: what the socket said last, else what the detail said. Its numbers may be old. */
 export function useSummary(): RunSummary {
   const { store, detail } = useRun();
-  return useSyncExternalStore(store.subscribe, () => store.run) ?? detail;
+  return useSyncExternalStore(store.subscribe, () => store.standing) ?? detail;
+}
+
+/** The same with the newest numbers: renders again as often as they are shown. */
+export function useNumbers(): RunSummary {
+  const { store, detail } = useRun();
+  useStoreTicks(store);
+  return store.run ?? detail;
 }
 
 export function useConnection(): Connection {
@@ -35,8 +42,7 @@ export function useConnection(): Connection {
 
 /** Renders again whenever the store tells of changes. */
 export function useStoreTicks(store: RunStore): void {
-  const [, tick] = useState(0);
-  useEffect(() => store.subscribe(() => tick((count) => count + 1)), [store]);
+  useSyncExternalStore(store.subscribe, () => store.version);
 }
 
 const CHANGES = new Set(["start", "paused", "resumed", "stopping", "complete", "error"]);

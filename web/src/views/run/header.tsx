@@ -20,7 +20,7 @@ import { useKeys } from "../../ui/keys";
 import { ACTIVE, StatusPill } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
 import { DeleteDialog, LabelsDialog } from "../runs/dialogs";
-import { useConnection, useRun, useStoreTicks, useSummary } from "./context";
+import { useConnection, useNumbers, useRun, useSummary } from "./context";
 
 export function RunHeader() {
   const run = useSummary();
@@ -41,7 +41,7 @@ export function RunHeader() {
         <Actions run={run} />
       </div>
       {detail.note && <p className="run-note">{detail.note}</p>}
-      <Progress run={run} />
+      <Progress />
       <Trouble run={run} />
     </header>
   );
@@ -180,9 +180,9 @@ function MoreMenu({ run }: { run: RunSummary }) {
   );
 }
 
-function Progress({ run }: { run: RunSummary }) {
+function Progress() {
   const { store, detail } = useRun();
-  useStoreTicks(store);
+  const run = useNumbers();
   const row = store.metrics.rows - 1;
   const live = (key: string): number | undefined => (row >= 0 ? store.metrics.columns.get(key)?.[row] : undefined);
   const step = Math.max(run.step, store.metrics.step.at(-1) ?? 0);

@@ -10,7 +10,7 @@ import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { Charts } from "./charts";
 import { Checkpoints } from "./checkpoints";
-import { RunContext, useRunStore, useSummary } from "./context";
+import { RunContext, useNumbers, useRunStore } from "./context";
 import { RunHeader } from "./header";
 import { LogView } from "./log";
 import { Samples } from "./samples";
@@ -95,7 +95,7 @@ function Content({ view }: { view: string }) {
 const SIGNS: Partial<Record<string, string>> = { paused: "❚❚ ", crashed: "✕ ", failed: "✕ ", completed: "✓ " };
 
 function Title() {
-  const { id, status, step, total_steps } = useSummary();
+  const { id, status, step, total_steps } = useNumbers();
   const share = total_steps && status !== "completed" ? `${formatPercent(Math.min(1, step / total_steps))} · ` : "";
   const title = `${SIGNS[status] ?? ""}${share}${id} – Limner`;
   useEffect(() => {
