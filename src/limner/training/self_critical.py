@@ -40,7 +40,7 @@ class SelfCriticalTask(CaptionTask):
         super().prepare(device, precision, progress)
         counted = [[_ngrams(caption) for caption in record.captions] for record in self.records["train"]]
         self.cider = CiderD(counted)
-        self.reward = float("nan")
+        self.reward = math.nan
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
         """Training: the pictures, and which they are; their captions are drawn when the weights are known."""
@@ -101,8 +101,9 @@ class SelfCriticalTask(CaptionTask):
         return rewards
 
     def readings(self, loss: float) -> dict[str, float]:
-        """``reward``: the mean CIDEr-D of the captions that the last micro-batch drew."""
-        return {"reward": self.reward} if math.isfinite(self.reward) else {}
+        """``reward``: the mean CIDEr-D of the captions that the last micro-batch drew; told once, for its step."""
+        told, self.reward = self.reward, math.nan
+        return {} if math.isnan(told) else {"reward": told}
 
 
 def _ngrams(caption: str) -> Any:
