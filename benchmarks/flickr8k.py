@@ -53,37 +53,38 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="keep runs, model and report here")
     parser.add_argument("--likelihood-only", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.data is None:
         parser.error("say where the data is, or set LIMNER_TEST_DATA")
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(run(Path(options.data), out, options.seed, options.likelihood_only), indent=2))
+        print(json.dumps(run(Path(options.data), out, options), indent=2))
 
 
-def run(data: Path, out: Path, seed: int, likelihood_only: bool) -> dict[str, object]:
+def run(data: Path, out: Path, options: argparse.Namespace) -> dict[str, object]:
     trunk = data / "models" / "mobilenet-v2-0.35-224"
     lay_out(data / "flickr8k", out / "flickr8k")
     smaller_pictures(trunk, out / "pixels")
-    new_decoder(out / "flickr8k" / "Flickr8k.token.txt", out / "decoder", seed)
+    new_decoder(out / "flickr8k" / "Flickr8k.token.txt", out / "decoder", options.seed)
     common = (
         f"--dataset flickr8k={out / 'flickr8k'} --runs-dir {out / 'runs'} --cache-dir {out / 'cache'} --no-lora "
-        f"--max-length 24 --patience 0 --seed {seed}"
+        f"--max-length 24 --patience 0 --seed {options.seed} --threads {options.threads}"
     )
     began = time.perf_counter()
     parts = f"--encoder-model {trunk} --decoder-model {out / 'decoder'} --feature-extractor-model {out / 'pixels'}"
     limner(f"train {common} --name words {parts} {WORDS}")
     seconds = {"words": time.perf_counter() - began}
     model = out / "runs" / "words" / "model"
-    if not likelihood_only:
+    if not options.likelihood_only:
         began = time.perf_counter()
         limner(f"train {common} --name score --base-model {model} {SCORE}")
         seconds["score"] = time.perf_counter() - began
         model = out / "runs" / "score" / "model"
     report = limner(
         f"evaluate {model} --dataset flickr8k={out / 'flickr8k'} --json --meteor off --batch-size 50 "
-        f"--out {out / 'evaluation'} --cache-dir {out / 'cache'}"
+        f"--out {out / 'evaluation'} --cache-dir {out / 'cache'} --threads {options.threads}"
     )
     weights = sum(file.stat().st_size for file in model.rglob("*.safetensors"))
     return {
