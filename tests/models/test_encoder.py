@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,17 @@ def test_the_real_mobilenet_trunk(real_data: Path) -> None:
     assert size == (224, 224)
     assert encoders.feature_shape(trunk, -1, size) == (49, 1280)
     assert settings["image_processor_type"] == "MobileNetV2ImageProcessor"
+
+
+def test_another_image_processor_needs_no_model_beside_it(real_data: Path, tmp_path: Path) -> None:
+    trunk = real_data / "models" / "mobilenet-v2-0.35-224"
+    own = json.loads((trunk / "preprocessor_config.json").read_text())
+    with pytest.raises(FileNotFoundError, match="it is not an image processor in stock format"):
+        load_encoder(trunk, processor=tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own | {"size": {"height": 192, "width": 160}}))
+    encoder, settings = load_encoder(trunk, processor=tmp_path)
+    assert encoders.image_size(encoder.config, settings) == (192, 160)
+    assert settings["image_mean"] == own["image_mean"]
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:

@@ -84,11 +84,16 @@ def refuse_missing(report: dict[str, Any], source: str | Path, what: str) -> Non
 
 
 def check_folder(source: str | Path, what: str) -> None:
-    """Raises FileNotFoundError for what looks like a path but is no folder with a config.json."""
+    """Raises FileNotFoundError for what looks like a path but is no folder with what is wanted of it: a
+    config.json, or of an image processor alone its own settings."""
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / "config.json").is_file() and what != "tokenizer":
-            raise FileNotFoundError(f"{source} has no config.json: it is not a {what} in stock format.")
+        needed = ["config.json"] if what != "tokenizer" else []
+        if what == "image processor":
+            needed += ["preprocessor_config.json", "processor_config.json"]
+        if needed and not any((folder / name).is_file() for name in needed):
+            article = "an" if what[0] in "aeiou" else "a"
+            raise FileNotFoundError(f"{source} has no {needed[-1]}: it is not {article} {what} in stock format.")
     elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise FileNotFoundError(f"There is no folder {source} to load the {what} from.")
 
