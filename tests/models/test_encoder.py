@@ -187,7 +187,7 @@ def test_another_image_processor_needs_no_model_beside_it(real_data: Path, tmp_p
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(own | {"size": {"height": 192, "width": 160}}))
     encoder, settings = load_encoder(trunk, processor=tmp_path)
     assert encoders.image_size(encoder.config, settings) == (192, 160)
-    assert settings["image_mean"] == own["image_mean"]
+    assert list(settings["image_mean"]) == own["image_mean"]
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
