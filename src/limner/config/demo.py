@@ -17,7 +17,7 @@ class DemoConfig(TrainSettings):
     The defaults are the recipe that docs/LOG.md measures; change one and the figures are yours, not the demo's.
     """
 
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=3000, ge=1)
     """Optimizer steps. The length does not depend on the clock, so equal seeds give equal models."""
     test_scenes: int = Field(default=500, ge=8)
     """Scenes that are captioned at the end, of each kind: unseen ones, and ones with held-out combinations."""
@@ -28,7 +28,7 @@ class DemoConfig(TrainSettings):
     """Scenes in a step."""
     captions_per_scene: int = Field(default=2, ge=1, le=8)
     """Captions of each scene in a step, packed into one row behind one prefix."""
-    seeing_first: float = Field(default=0.15, ge=0, le=1)
+    seeing_first: float = Field(default=0.4, ge=0, le=1)
     """The share of the run, at its start, in which only a quarter of a step's scenes are captioned: what to say is
     learned fast once there is something to see, and the helping heads teach to see at half the cost."""
     learning_rate: float = Field(default=3e-3, gt=0)
