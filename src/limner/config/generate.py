@@ -47,9 +47,7 @@ class GenerateConfig(Config):
     @model_validator(mode="after")
     def _used(self) -> GenerateConfig:
         if "" in self.stop:
-            raise ValueError(
-                "A --stop is empty, and every text begins with that; give a string, or leave it out."
-            )
+            raise ValueError("A --stop is empty, and every text begins with that; give a string, or leave it out.")
         if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
             raise ValueError(
                 "With --temperature 0 nothing is drawn: --top-k, --top-p and --min-p would be ignored; "
