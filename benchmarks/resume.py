@@ -3,7 +3,9 @@
     python benchmarks/resume.py [--kills 20] [--verb pretrain|train] [--seed 0]
 
 Both runs are real: `limner pretrain` on the corpus that ships with Limner, or `limner train` on 80 scenes. Each
-attempt is a process that receives SIGKILL at a random moment of its training, saving and evaluating included.
+attempt is a process that lives for a random number of steps and a random part of the next ones, then receives
+SIGKILL: in mid-step, while it saves, while it evaluates. At which steps they died is printed, so that one can see
+that they died all over the run and not, on a busy machine, all at its beginning.
 """
 
 from __future__ import annotations
@@ -60,13 +62,13 @@ def run_verb(arguments: list[str]) -> None:
     raise SystemExit(main(arguments))
 
 
-def wait_until_at_work(run: Path, process: BaseProcess, number: int) -> bool:
-    """True when attempt ``number`` has begun to train; False: it has ended."""
+def wait_for_steps(run: Path, process: BaseProcess, number: int, steps: int) -> bool:
+    """True when attempt ``number`` has begun to train and made so many steps; False: it has ended."""
     while process.is_alive():
-        if (run / "config.json").is_file() and any(
-            event["type"] == "start" and event["attempt"] == number for event in Run(run).events()
-        ):
-            return True
+        if (run / "config.json").is_file():
+            own = [event["type"] for event in Run(run).events() if event["attempt"] == number]
+            if "start" in own and own.count("metrics") >= steps:
+                return True
         time.sleep(0.01)
     return False
 
@@ -94,24 +96,26 @@ def main() -> int:
         command += ["--runs-dir", folder, "--threads", "1"]
         attempt([*command, "--name", "twin"]).join()
         steps = [event["time"] for event in Run(Path(folder) / "twin").events() if event["type"] == "metrics"]
-        span = steps[-1] - steps[0]
-        victim, kills, attempts = Path(folder) / "victim", 0, 0
+        step_seconds = (steps[-1] - steps[0]) / len(steps)
+        longest = 3 * len(steps) // (2 * (wanted.kills + 1))
+        victim, died_at, attempts = Path(folder) / "victim", [], 0
         while True:
             process = attempt([*command, "--name", "victim"])
             attempts += 1
-            at_work = wait_until_at_work(victim, process, attempts)
-            if at_work and kills < wanted.kills:
-                process.join(dice.uniform(0, 1.5 * span / (wanted.kills + 1)))
+            lived = wait_for_steps(victim, process, attempts, dice.randint(0, longest))
+            if lived and len(died_at) < wanted.kills:
+                process.join(dice.uniform(0, 2 * step_seconds))
             else:
                 process.join()
             if process.exitcode is not None:
                 break
             process.kill()
             process.join()
-            kills += 1
+            died_at.append(max(losses(victim), default=0))
         same_losses = losses(victim) == losses(Path(folder) / "twin")
         differ = int(model_hash(victim) != model_hash(Path(folder) / "twin"))
-    print(f"kills {kills}, resumed runs {attempts - 1}, exit code {process.exitcode}")
+    print(f"died after steps {died_at}")
+    print(f"kills {len(died_at)}, resumed runs {attempts - 1}, exit code {process.exitcode}")
     print(f"losses of all steps equal: {same_losses}")
     print(f"final-weight hashes that differ: {differ}")
     return differ
