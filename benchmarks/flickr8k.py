@@ -1,7 +1,7 @@
 """Flickr8k in a quarter of an hour on two cores: a captioner below 20 MB on a frozen MobileNetV2 trunk.
 
     python benchmarks/flickr8k.py [DATA] [--seed 42] [--out FOLDER]
-    python benchmarks/flickr8k.py [DATA] --cider         # with a second stage, which gained nothing in so short a time
+    python benchmarks/flickr8k.py [DATA] --cider    # a second stage; in so short a time it gained nothing
 
 DATA holds ``flickr8k/`` and ``models/`` (LIMNER_TEST_DATA). All is done by Limner's verbs, as a person would:
 
