@@ -20,7 +20,7 @@ TRAIN_FLAGS = --num-train-epochs $(EPOCHS) --max-length $(MAX_LENGTH) $(if $(SAM
 
 ##@ Start here
 
-demo: install ## Train a captioner from nothing on drawn scenes, and prove that it sees (5 minutes)
+demo: install ## Train a captioner from nothing on drawn scenes, and prove that it sees (4 to 6 minutes)
 	$(LIMNER) demo
 
 test: install-dev page ## Lint, types and all tests

@@ -1,6 +1,6 @@
 """The demo's figures: full runs for several seeds, and their medians.
 
-    .venv/bin/python benchmarks/demo.py --seeds 42 43 44          # what docs/LOG.md reports; 5 minutes a seed
+    .venv/bin/python benchmarks/demo.py --seeds 42 43 44          # what docs/LOG.md reports; 4 to 6 minutes a seed
     .venv/bin/python benchmarks/demo.py --seeds 42 -- --steps 200 # what follows -- goes to `limner demo`
     .venv/bin/python benchmarks/demo.py --drawing                 # scenes drawn a second, one core
 

@@ -160,6 +160,15 @@ def compiles() -> bool:
     return True
 
 
+def require_compiler() -> None:
+    """Raises ValueError, with what to install, where torch.compile was asked for and does not work."""
+    if not compiles():
+        raise ValueError(
+            "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
+            "python3-dev); install them, or use --no-compile."
+        )
+
+
 _KEEP_FREED = {-4: 0, -1: 17_179_869_184 - 1, -2: 268_435_456}
 """mallopt parameters: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD."""
 

@@ -24,6 +24,11 @@ SIGMA = 6.0
 """Width of the length penalty, in words."""
 
 
+def caption_ngrams(caption: str) -> Counter[Ngram]:
+    """The n-grams of a raw caption, as every score here counts them."""
+    return count_ngrams(ptb_tokenize(caption).split())
+
+
 @dataclass
 class DocumentFrequency:
     """In the references of how many images each n-gram occurs."""
@@ -41,7 +46,7 @@ class DocumentFrequency:
         """Of raw captions, image by image."""
         frequency = cls()
         for group in references:
-            frequency.add([count_ngrams(ptb_tokenize(text).split()) for text in group])
+            frequency.add([caption_ngrams(text) for text in group])
         return frequency
 
     def save(self, path: Path) -> None:
@@ -164,13 +169,11 @@ def cider_d(
     The cheap way during training: no Java, no NLTK. ``references`` may hold more images than ``predictions``;
     document frequencies then come from all of them.
     """
-    counted = {
-        key: [count_ngrams(ptb_tokenize(text).split()) for text in group] for key, group in references.items()
-    }
+    counted = {key: [caption_ngrams(text) for text in group] for key, group in references.items()}
     if document_frequency is None:
         document_frequency = DocumentFrequency()
         for group in counted.values():
             document_frequency.add(group)
     scorer = CiderD([counted[key] for key in predictions], document_frequency)
-    scores = scorer.scores([count_ngrams(ptb_tokenize(text).split()) for text in predictions.values()])
+    scores = scorer.scores([caption_ngrams(text) for text in predictions.values()])
     return float(scores.mean()), dict(zip(predictions, scores.tolist(), strict=True))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from limner.device import multiplies_bf16
+
 # What transformers calls an activation -> oneDNN's name and algorithm.
 _FUSED = {
     "gelu": ("gelu", "none"),
@@ -44,7 +46,7 @@ def can_pack(module: nn.Module) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return multiplies_bf16()
     return weight.dtype == torch.float32
 
 

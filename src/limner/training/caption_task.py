@@ -24,7 +24,7 @@ from limner.data.images import PixelSettings, load_image
 from limner.data.packing import LengthBuckets, block_mask, caption_tokens, flex_block_mask, pack_captions
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
-from limner.device import compiles
+from limner.device import compiles, require_compiler
 from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
 from limner.models.adapted import AdaptedStack, NotAdapted
@@ -156,7 +156,7 @@ class CaptionTask(Task):
             self.vlm.keep_frozen_in(precision)
         self.vlm.to(device)
         self.model = self.captioner = CaptionLoss(self.vlm)
-        if not getattr(config, "shard", False):
+        if not config.shard:
             # Packed weights cannot be copied, and a sharded layer must be called as the module that it is.
             self.vlm.pack_encoder()
             self.captioner.adapt()
@@ -202,11 +202,8 @@ class CaptionTask(Task):
             # Forward, and backward to what is read: 2 operations for each weight and position, twice.
             operations = 4 * self.vlm.parameter_counts()["decoder"] * pictures * float(np.mean(lengths))
             return device.type == "cpu" and operations > COMPILE_FROM_OPERATIONS and compiles()
-        if wanted and not compiles():
-            raise ValueError(
-                "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
-                "python3-dev); install them, or use --no-compile."
-            )
+        if wanted:
+            require_compiler()
         return wanted
 
     def tokenize(self) -> None:

@@ -18,7 +18,7 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
-from limner.device import compiles
+from limner.device import compiles, require_compiler
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
@@ -138,11 +138,8 @@ class PretrainTask(Task):
             return False  # a compiled block does not tell the sharding when it begins and ends
         if wanted is None:
             return self.total_tokens() * self.plan.flops_per_token > COMPILE_FROM_FLOPS[device.type] and compiles()
-        if wanted and not compiles():
-            raise ValueError(
-                "torch.compile does not work here: it needs a C++ compiler and Python's headers (Debian: g++ and "
-                "python3-dev); install them, or use --no-compile."
-            )
+        if wanted:
+            require_compiler()
         return wanted
 
     def model_config(self, vocab_size: int | None = None) -> GPTConfig:

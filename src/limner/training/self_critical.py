@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from limner.data.packing import pack_captions
 from limner.decoding import get_decoder, step_model
-from limner.evaluation.cider import CiderD
-from limner.evaluation.ngrams import count_ngrams
-from limner.evaluation.ptb import ptb_tokenize
+from limner.evaluation.cider import CiderD, caption_ngrams
 from limner.training.caption_task import CaptionTask
 from limner.training.task import Batch, Progress
 
@@ -38,7 +35,7 @@ class SelfCriticalTask(CaptionTask):
 
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         super().prepare(device, precision, progress)
-        counted = [[_ngrams(caption) for caption in record.captions] for record in self.records["train"]]
+        counted = [[caption_ngrams(caption) for caption in record.captions] for record in self.records["train"]]
         self.cider = CiderD(counted)
         self.reward = math.nan
 
@@ -96,7 +93,7 @@ class SelfCriticalTask(CaptionTask):
         for example, of_picture in zip(examples, captions, strict=True):
             texts = self.vlm.tokenizer.batch_decode(of_picture, skip_special_tokens=True)
             references = self.cider.vectors[example]
-            scores = {text: self.cider.score(_ngrams(text), references) for text in set(texts)}
+            scores = {text: self.cider.score(caption_ngrams(text), references) for text in set(texts)}
             rewards.append([scores[text] for text in texts])
         return rewards
 
@@ -104,7 +101,3 @@ class SelfCriticalTask(CaptionTask):
         """``reward``: the mean CIDEr-D of the captions that the last micro-batch drew; told once, for its step."""
         told, self.reward = self.reward, math.nan
         return {} if math.isnan(told) else {"reward": told}
-
-
-def _ngrams(caption: str) -> Any:
-    return count_ngrams(ptb_tokenize(caption).split())
