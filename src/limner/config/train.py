@@ -175,6 +175,9 @@ class TrainConfig(TrainSettings):
             )
         if self.objective == "cider" and self.shard:
             raise ValueError("--objective cider draws captions within a step and cannot --shard; leave one out.")
+        default = type(self).model_fields["samples_per_picture"].default
+        if self.objective != "cider" and self.samples_per_picture != default:
+            raise ValueError("--samples-per-picture says how many captions --objective cider draws; add that.")
         if self.base_model_revision and not self.base_model:
             raise ValueError("--base-model-revision says which --base-model; give that too.")
         if self.cache_int8 and self.cache_features == "off":
