@@ -11,7 +11,7 @@ from server_process import write_run
 from starlette.testclient import TestClient
 
 from limner.runs import Run
-from limner.runs.folder import write_config
+from limner.runs.folder import being_read, write_config
 
 
 def test_list_and_detail(client: TestClient, runs_dir: Path) -> None:
@@ -144,6 +144,10 @@ def test_checkpoints(client: TestClient, runs_dir: Path) -> None:
         ("step-000010", 10, "abc"),
     ]
     assert found[0]["model"] == "run:r/step-000005"
+    with being_read(folder / "checkpoints" / "step-000005"):
+        refused = client.delete("/api/runs/r/checkpoints/step-000005")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "wrong_state")
+        assert (folder / "checkpoints" / "step-000005" / "model.safetensors").is_file()
     assert client.delete("/api/runs/r/checkpoints/step-000005").json()["bytes"] > 100
     assert not (folder / "checkpoints" / "step-000005").exists()
     assert client.delete("/api/runs/r/checkpoints/step-000005").status_code == 404

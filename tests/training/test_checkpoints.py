@@ -17,6 +17,7 @@ import torch
 from toy import ToyConfig, ToyTask, train_toy
 
 from limner.runs import Run, Status, send_command
+from limner.runs.folder import being_read
 from limner.training import checkpoints
 from limner.training.checkpoints import CheckpointManager
 from limner.training.trainer import train
@@ -66,7 +67,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 def test_a_reader_keeps_its_checkpoint(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, "loss", "min", keep=1)
     first = save(manager, 1)
-    with first._being_read():
+    with being_read(first.path):
         save(manager, 2)
         assert steps(manager) == [1, 2]
         with pytest.raises(ValueError, match="being read"):

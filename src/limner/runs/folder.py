@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,11 @@ from typing import Any
 
 from limner.runs.events import Event, EventReader
 from limner.runs.state import STATUS_EVENTS, RunState, Status, derive_status, process_alive
+
+try:
+    import fcntl
+except ImportError:  # no flock on this system: who reads a checkpoint is then not protected from its removal
+    fcntl = None  # type: ignore[assignment]
 
 _NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
 
@@ -128,8 +134,42 @@ def remove_folder(path: Path) -> None:
     Raises:
         FileNotFoundError: it is not there; of two who remove it one is too late.
     """
+    _clear_away(_bury(path))
+
+
+@contextlib.contextmanager
+def being_read(checkpoint: Path) -> Iterator[None]:
+    """Holds a shared lock that keeps `remove_checkpoint` from this checkpoint."""
+    with open(checkpoint / "manifest.json", "rb") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def remove_checkpoint(path: Path) -> bool:
+    """As `remove_folder`, unless somebody reads the checkpoint. False: it is being read, and stays.
+
+    Raises:
+        FileNotFoundError: it, or its manifest, is not there.
+    """
+    with open(path / "manifest.json", "rb") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        grave = _bury(path)
+    _clear_away(grave)
+    return True
+
+
+def _bury(path: Path) -> Path:
     grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     path.rename(grave)
+    return grave
+
+
+def _clear_away(grave: Path) -> None:
     while grave.exists():
         try:
             shutil.rmtree(grave)

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +25,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-try:
-    import fcntl
-except ImportError:  # no flock on this system: a reader is then not protected from a prune beside it
-    fcntl = None  # type: ignore[assignment]
+from limner.runs.folder import being_read, remove_checkpoint
 
 Direction = Literal["min", "max"]
 
@@ -48,18 +44,10 @@ class Checkpoint:
         Raises:
             ValueError: a file is missing or differs from what was written.
         """
-        with self._being_read():
+        with being_read(self.path):
             verify(self.path)
             state = json.loads((self.path / "state.json").read_text())
             return load_file(self.path / "model.safetensors"), load_file(self.path / "optimizer.safetensors"), state
-
-    @contextlib.contextmanager
-    def _being_read(self) -> Iterator[None]:
-        """Holds a shared lock that keeps every `CheckpointManager` from pruning this checkpoint."""
-        with open(self.path / "manifest.json", "rb") as file:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_SH)
-            yield
 
 
 class CheckpointManager:
@@ -170,14 +158,14 @@ class CheckpointManager:
             FileNotFoundError: there is no such checkpoint. ValueError: somebody is reading it.
         """
         found = self._find(checkpoint)
-        if not _remove(found.path):
+        if not remove_checkpoint(found.path):
             raise ValueError(f"{found.path.name} is being read; try again when its reader is done.")
 
     def _prune(self) -> None:
         checkpoints, best = self.list(), self.best
         for checkpoint in checkpoints[: -self.keep]:
             if checkpoint != best:
-                _remove(checkpoint.path)
+                remove_checkpoint(checkpoint.path)
 
     def _find(self, wanted: Checkpoint | Path | str | int) -> Checkpoint:
         if isinstance(wanted, Checkpoint):
@@ -225,17 +213,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(path: Path) -> bool:
-    """Removes a checkpoint unless somebody holds its shared lock; it vanishes at once, by a rename. False: held."""
-    with open(path / "manifest.json", "rb") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        grave = path.with_name("." + path.name)
-        os.rename(path, grave)
-    shutil.rmtree(grave, ignore_errors=True)
-    return True

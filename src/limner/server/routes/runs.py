@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from limner.runs.events import EVENT_TYPES
-from limner.runs.folder import folder_size, remove_folder
+from limner.runs.folder import folder_size, remove_checkpoint, remove_folder
 from limner.runs.series import series
 from limner.server.errors import Refusal, responses
 from limner.server.summary import RunDetail, RunSummary, describe, read_labels, report, write_labels
@@ -293,7 +293,7 @@ async def checkpoints(request: Request, id: str) -> Checkpoints:
 
 @router.delete("/{id}/checkpoints/{name}", response_model=Deleted, responses=responses(404, 409))
 async def delete_checkpoint(request: Request, id: str, name: str) -> Deleted:
-    """Removes a checkpoint; 409 for the latest one of a run that is at work."""
+    """Removes a checkpoint; 409 for the latest one of a run that is at work, and for one that is being read."""
     watched, summary = await _runs(request).summary(id)
     _refuse_recorded(watched)
     path = checkpoint_path(watched, name)
@@ -302,7 +302,9 @@ async def delete_checkpoint(request: Request, id: str, name: str) -> Deleted:
         message = f"{name} is what run '{id}' would go on from; stop the run, or wait for its next checkpoint."
         raise Refusal("wrong_state", message, state=summary.status)
     size = await asyncio.to_thread(folder_size, path)
-    await asyncio.to_thread(remove_folder, path)
+    if not await asyncio.to_thread(remove_checkpoint, path):
+        message = f"{name} is being read; try again when its reader is done."
+        raise Refusal("wrong_state", message, state=summary.status)
     return Deleted(id=name, bytes=size)
 
 
