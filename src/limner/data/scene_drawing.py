@@ -39,17 +39,19 @@ class Item(NamedTuple):
 
 def draw(items: list[Item], rng: random.Random, pixels: int) -> np.ndarray:
     """The picture of these shapes, uint8 (pixels, pixels, 3); all else about it is drawn from ``rng``."""
-    canvas = _background(rng, pixels)  # (H, W, 3) float32, 0..1
+    canvas = _background(rng, pixels)  # (3, H, W) float32, 0..1: NumPy's inner loops are slow over three channels
     for item in items:
         _paint(canvas, item, rng, pixels)
-    noise = np.random.default_rng(rng.getrandbits(64)).random(canvas.shape, dtype=np.float32)
-    canvas += rng.uniform(0.02, 0.16) * (noise - 0.5)
-    canvas *= 255
-    return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
+    noise = np.random.default_rng(rng.getrandbits(64)).random((pixels, pixels, 3), dtype=np.float32)
+    noise -= 0.5
+    noise *= rng.uniform(0.02, 0.16)
+    noise += canvas.transpose(1, 2, 0)
+    noise *= 255
+    return noise.clip(0, 255, out=noise).astype(np.uint8)
 
 
 def _background(rng: random.Random, pixels: int) -> np.ndarray:
-    """A muted colour that varies softly over the picture, sometimes with stripes or checks."""
+    """(3, H, W): a muted colour that varies softly over the picture, sometimes with stripes or checks."""
     base = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.35, 0.72)))
     waves = np.random.default_rng(rng.getrandbits(64)).random((3, 4, 4), dtype=np.float32) - np.float32(0.5)
     up = _upsampling(4, pixels)
@@ -62,7 +64,7 @@ def _background(rng: random.Random, pixels: int) -> np.ndarray:
             stripes *= _stripes(pixels, period, angle + math.pi / 2, rng.uniform(0, 6))
         canvas += np.float32(rng.uniform(0.01, 0.05)) * stripes
     canvas += base[:, None, None].astype(np.float32)
-    return np.ascontiguousarray(canvas.transpose(1, 2, 0))  # (H, W, 3)
+    return canvas
 
 
 def _stripes(pixels: int, period: float, angle: float, shift: float) -> np.ndarray:
@@ -95,12 +97,16 @@ def _paint(canvas: np.ndarray, item: Item, rng: random.Random, pixels: int) -> N
     hue = (hue + rng.uniform(-0.015, 0.015)) % 1
     saturation *= rng.uniform(0.85, 1.0)
     value = min(max(value + rng.uniform(-0.08, 0.03), 0.0), 1.0)
-    fill = np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32)
+    fill = np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32)[:, None, None]
     rim = np.float32(rng.uniform(0.55, 1.0)) * fill
-    coverage = np.clip(0.5 - distance, 0, 1)[..., None]
-    inner = np.clip(0.5 - distance - np.float32(pixels / 64), 0, 1)[..., None]
-    window = canvas[top:bottom, left:right]
-    window += coverage * (rim + inner * (fill - rim) - window)
+    covered = 0.5 - distance  # (h, w)
+    inner = (covered - np.float32(pixels / 64)).clip(0, 1)
+    window = canvas[:, top:bottom, left:right]
+    paint = inner * (fill - rim)  # (3, h, w)
+    paint += rim
+    paint -= window
+    paint *= covered.clip(0, 1)
+    window += paint
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: np.float32) -> np.ndarray:

@@ -297,8 +297,8 @@ def _related(kinds: Sequence[Kind], counts: Sequence[int], relation: str, rng: r
         if not spots:
             return ()
         groups.append(Group(kind, spots))
-    means = [np.mean([spot[:2] for spot in group.spots], axis=0) for group in groups]
-    apart = np.abs(means[0] - means[1])
+    means = [[sum(spot[k] for spot in group.spots) / group.count for k in (0, 1)] for group in groups]
+    apart = [abs(first - second) for first, second in zip(*means, strict=True)]
     return tuple(groups) if apart[axis] >= 2 * apart[1 - axis] else ()
 
 
