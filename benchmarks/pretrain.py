@@ -29,7 +29,8 @@ from typing import Any
 SIDES = {
     "limner": "Limner, as --precision auto decides",
     "plain": "transformers GPT2LMHeadModel, plain loop, fp32",
-    "minimal": "minimal GPT, plain modules and loop, fp32",
+    "minimal": "minimal GPT, all written out, plain loop, fp32",
+    "modules": "minimal GPT, torch's own modules, plain loop, fp32",
     "trainer": "Hugging Face Trainer, bf16 where Limner takes it",
 }
 
@@ -128,7 +129,19 @@ def plain_steps(options: argparse.Namespace) -> Iterator[float]:
 
 
 def minimal_steps(options: argparse.Namespace) -> Iterator[float]:
-    """The loop of the usual small GPT repositories: a few plain modules, all logits at once, AdamW, fp32."""
+    """The loop of small GPTs for teaching: attention, norm and GELU as their formulas stand in the papers."""
+    return _minimal_steps(options, written_out=True)
+
+
+def modules_steps(options: argparse.Namespace) -> Iterator[float]:
+    """The same with torch's fused attention, LayerNorm and GELU."""
+    return _minimal_steps(options, written_out=False)
+
+
+def _minimal_steps(options: argparse.Namespace, written_out: bool) -> Iterator[float]:
+    """A few plain modules, all logits at once, AdamW, fp32."""
+    import math
+
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -138,22 +151,43 @@ def minimal_steps(options: argparse.Namespace) -> Iterator[float]:
     preset, p, T = PRESETS[options.config], options.dropout, options.length
     D, H = preset.width, preset.num_heads
 
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.shift = nn.Parameter(torch.ones(D)), nn.Parameter(torch.zeros(D))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+            return self.gain * (x - mean) / torch.sqrt(variance + 1e-5) + self.shift
+
+    class GELU(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    if not written_out:
+        Norm, GELU = (lambda: nn.LayerNorm(D)), nn.GELU  # type: ignore[assignment,misc]
+
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D)
+            self.register_buffer("future", torch.ones(T, T, dtype=torch.bool).triu(1), persistent=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             B, T, _ = x.shape
             q, k, v = (part.view(B, T, H, D // H).transpose(1, 2) for part in self.qkv(x).split(D, dim=2))
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+            if written_out:
+                scores = (q @ k.transpose(2, 3) / math.sqrt(D // H)).masked_fill(self.future[:T, :T], -torch.inf)
+                y = F.dropout(scores.softmax(-1), p) @ v
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
             return F.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)), p)
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.attention, self.norm2 = nn.LayerNorm(D), Attention(), nn.LayerNorm(D)
-            self.mlp = nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D), nn.Dropout(p))
+            self.norm1, self.attention, self.norm2 = Norm(), Attention(), Norm()
+            self.mlp = nn.Sequential(nn.Linear(D, 4 * D), GELU(), nn.Linear(4 * D, D), nn.Dropout(p))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = x + self.attention(self.norm1(x))
@@ -164,7 +198,7 @@ def minimal_steps(options: argparse.Namespace) -> Iterator[float]:
             super().__init__()
             self.tokens, self.positions = nn.Embedding(preset.vocab_size, D), nn.Embedding(T, D)
             self.blocks = nn.Sequential(*(Block() for _ in range(preset.num_layers)))
-            self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, preset.vocab_size, bias=False)
+            self.norm, self.head = Norm(), nn.Linear(D, preset.vocab_size, bias=False)
             for matrix in (self.tokens.weight, self.positions.weight, self.head.weight):
                 nn.init.normal_(matrix, std=0.02)
             if options.config == "medium":
