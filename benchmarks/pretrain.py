@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,20 +165,20 @@ def _minimal_steps(options: argparse.Namespace, written_out: bool) -> Iterator[f
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
-    if not written_out:
-        Norm, GELU = (lambda: nn.LayerNorm(D)), nn.GELU  # type: ignore[assignment,misc]
+    norm: Callable[[], nn.Module] = Norm if written_out else partial(nn.LayerNorm, D)
+    gelu: Callable[[], nn.Module] = GELU if written_out else nn.GELU
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
 
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D)
-            self.register_buffer("future", torch.ones(T, T, dtype=torch.bool).triu(1), persistent=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             B, T, _ = x.shape
             q, k, v = (part.view(B, T, H, D // H).transpose(1, 2) for part in self.qkv(x).split(D, dim=2))
             if written_out:
-                scores = (q @ k.transpose(2, 3) / math.sqrt(D // H)).masked_fill(self.future[:T, :T], -torch.inf)
+                scores = (q @ k.transpose(2, 3) / math.sqrt(D // H)).masked_fill(future[:T, :T], -torch.inf)
                 y = F.dropout(scores.softmax(-1), p) @ v
             else:
                 y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
@@ -186,8 +187,8 @@ def _minimal_steps(options: argparse.Namespace, written_out: bool) -> Iterator[f
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.attention, self.norm2 = Norm(), Attention(), Norm()
-            self.mlp = nn.Sequential(nn.Linear(D, 4 * D), GELU(), nn.Linear(4 * D, D), nn.Dropout(p))
+            self.norm1, self.attention, self.norm2 = norm(), Attention(), norm()
+            self.mlp = nn.Sequential(nn.Linear(D, 4 * D), gelu(), nn.Linear(4 * D, D), nn.Dropout(p))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = x + self.attention(self.norm1(x))
@@ -198,7 +199,7 @@ def _minimal_steps(options: argparse.Namespace, written_out: bool) -> Iterator[f
             super().__init__()
             self.tokens, self.positions = nn.Embedding(preset.vocab_size, D), nn.Embedding(T, D)
             self.blocks = nn.Sequential(*(Block() for _ in range(preset.num_layers)))
-            self.norm, self.head = Norm(), nn.Linear(D, preset.vocab_size, bias=False)
+            self.norm, self.head = norm(), nn.Linear(D, preset.vocab_size, bias=False)
             for matrix in (self.tokens.weight, self.positions.weight, self.head.weight):
                 nn.init.normal_(matrix, std=0.02)
             if options.config == "medium":
