@@ -2,8 +2,8 @@
 
 The same steps as ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but computed in fp32, for all
 matrices of a shape at once, and with better polynomials: four rounds come as near to orthogonal as its five.
-torch's computes in bf16 always, which a CPU without bf16 units emulates at a hundredth of its speed: 1.4 s a step of
-the demo, six times the forward and backward pass (docs/LOG.md).
+torch's computes in bf16 always, which a CPU without bf16 units emulates at a hundredth of its speed: 1.4 s a step
+of the demo, six times the forward and backward pass (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     of_shape[parameter.shape].append(parameter)
             for shape, parameters in of_shape.items():
-                gradients = [p.grad for p in parameters]
+                gradients: list[Any] = [p.grad for p in parameters]
                 for parameter in parameters:
                     if "momentum_buffer" not in self.state[parameter]:
                         self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -15,6 +15,7 @@ from limner.data.packing import caption_tokens, pack_captions
 from limner.data.scenes import PIXELS, make_scene
 from limner.evaluation import cider_d
 from limner.models.captioner import PrefixConditioningVLM, build_captioner
+from limner.models.trained import TrainedStack
 from limner.training.caption_inputs import pixel_inputs
 from limner.training.caption_task import CaptionLoss, CaptionTask
 from limner.training.scene_help import CellHeads, cell_labels
@@ -59,7 +60,7 @@ class SceneLoss(CaptionLoss):
         The sum is later divided by the number of labels, so the heads' mean is multiplied by it here.
         """
         features = self.vlm.features(picture)  # (N, P, Dv)
-        loss = super().forward(features, **captions)
+        loss = super().forward(features[: len(captions["row_images"])], **captions)  # the first ones are captioned
         if cells is None or not self.help_weight:
             return loss
         return loss + self.help_weight * captions["labels"].numel() * self.heads(features, cells)
@@ -85,6 +86,8 @@ class SceneTask(CaptionTask):
         self.grid = int(self.vlm.num_prefix_tokens**0.5)
         torch.manual_seed(config.seed)
         self.model = self.captioner = SceneLoss(self.vlm, config.help_weight).to(device)
+        if precision == torch.float32 and not config.shard:
+            self.captioner.stack = TrainedStack(self.vlm.language_model)  # type: ignore[assignment]
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
         self.num_examples = config.steps * config.batch_size
         half = config.eval_images // 2
