@@ -45,6 +45,17 @@ def test_a_kernel_multiplies(name: str, bias: bool) -> None:
     assert 0 < float(errors.square().mean().sqrt()) < bound
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_warns_of_nothing(name: str) -> None:
+    """torch means to retire scripts and quantized tensors, which is nothing that a user can mend."""
+    if not KERNELS[name][0]():
+        pytest.skip("this processor has no such instruction")
+    packed = getattr(linear, name)(*matrix())
+    for _ in range(3):  # scripts are optimised in their second call
+        packed(torch.ones(2, IN))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_rows_do_not_see_each_other(name: str) -> None:
     """Bit for bit where integers are added; and a row of zeros is the bias."""
