@@ -7,8 +7,9 @@ SmolLM-135M's dimensions with random weights, a prefix of 196 embeddings (the pa
 and no early end; the encoder is not in it (`benchmarks/encoder.py` is). Rounds of all variants are interleaved in
 one process until each has had its seconds; times are medians. A token's share of the memory's bandwidth is the
 bytes that a step must read (weights, and keys and values) over the time of a step, against reading a large tensor.
-Peak memory is of one process for each variant, which decodes one picture with three beams, less what a process
-has after its imports.
+Memory is of one process for each variant, which decodes one picture with three beams, less what a process has
+after its imports: its peak, in which the fp32 model is made, and what it holds in the end. bf16 and int8 release
+the fp32 model as they pack it, as `load_captioner` does.
 
 ``--quality`` is the other side of the bargain, for a trained model: a language model's tokens (greedy, and each
 next token given the true text before it), or the captions of a captioner that `limner demo` trained.
@@ -18,14 +19,15 @@ The figures that were measured are in docs/LOG.md.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,10 +73,10 @@ def smollm() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def variant(name: str, lm: Any) -> Decode:
-    """The language model (fp32) as this variant runs it."""
+def variant(name: str, lm: Any, release: bool = False) -> Decode:
+    """The language model (fp32) as this variant runs it; ``release``: nobody else needs it."""
     if name in OPTIONS:
-        return partial(_limner, step_model(lm, **OPTIONS[name]))
+        return partial(_limner, step_model(lm, release=release, **OPTIONS[name]))
     if name == "generate bf16":
         import copy
 
@@ -159,16 +161,21 @@ def bytes_per_step(lm: Any, name: str, num_pictures: int, num_beams: int) -> flo
     return num_parameters(read_weights(lm)) * BYTES[name.split()[-1]] + cached * 4
 
 
-def peak_megabytes(name: str) -> float:
-    command = [sys.executable, __file__, "--peak", name]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+def print_memory(name: str) -> None:
+    """Of this process; getrusage would tell the peak of the process that started it, where that is higher."""
+    from transformers import GenerationMixin, LlamaForCausalLM  # noqa: F401  they are not the model's memory
 
-
-def print_peak(name: str) -> None:
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    decode = variant(name, smollm())
+    imported = _status_megabytes("VmRSS")
+    decode = variant(name, smollm(), release=bool(OPTIONS.get(name)))
     decode(0.02 * torch.randn(1, PREFIX, 576), 3, NEW)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) / 1024)
+    gc.collect()
+    peak, held = (round(_status_megabytes(field) - imported) for field in ("VmHWM", "VmRSS"))
+    print(json.dumps({"variant": name, "peak_mb": peak, "held_mb": held}))
+
+
+def _status_megabytes(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -197,7 +204,7 @@ def speed(arguments: argparse.Namespace) -> None:
             print(json.dumps({"workload": workload, "variant": name} | row | result["rest"]), flush=True)
     if not arguments.no_memory:
         for name in names:
-            print(json.dumps({"variant": name, "peak_mb": round(peak_megabytes(name))}), flush=True)
+            subprocess.run([sys.executable, __file__, "--memory-of", name], check=True)
 
 
 # ---- quality ----------------------------------------------------------------------------------------------------
@@ -279,14 +286,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="the first one is the measure")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--keep-freed", action="store_true", help="glibc keeps freed memory, for all variants")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out")
     parser.add_argument("--quality", metavar="MODEL", help="a language model's or a demo captioner's folder")
     parser.add_argument("--scenes", type=int, default=500, help="drawn for --quality")
-    parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.peak:
-        print_peak(arguments.peak)
+    if arguments.memory_of:
+        print_memory(arguments.memory_of)
     elif arguments.quality:
         quality(arguments.quality, arguments.scenes)
     else:

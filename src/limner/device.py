@@ -5,6 +5,7 @@ Every hardware branch of Limner stands here, behind `choose`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -190,3 +191,12 @@ def keep_freed_memory() -> bool:
         return False
     # mallopt takes C ints: the trim threshold is capped at 2 GiB - 1, which no step here exceeds at once.
     return all(mallopt(key, min(value, 2**31 - 1)) == 1 for key, value in _KEEP_FREED.items())
+
+
+def give_back_freed_memory() -> None:
+    """Tells glibc to give freed memory that lies between what is in use back to the system; once, after much of it
+    has come free for good. Other C libraries leave things as they are."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -13,7 +13,7 @@ from toy_captioners import toy_captioner, toy_picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import limner
-from limner.decoding import NOT_SURE, Prefix
+from limner.decoding import NOT_SURE, Prefix, step_model
 from limner.device import multiplies_bf16, multiplies_int8
 from limner.models import stock
 
@@ -128,6 +128,29 @@ def test_int8_says_nearly_the_same(folder: Path, captioner: limner.Captioner) ->
     assert 0 < float((exact - eighth).norm() / exact.norm()) < (0.02 if multiplies_int8() else 0.04)  # 7 bits
     with pytest.raises(ValueError, match="no quantization 'int3'"):
         limner.load_captioner(folder, device="cpu", quantize="int3")
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"quantize": "int8"}], ids=str)
+@pytest.mark.parametrize("text", ["llama", "llama_untied", "gpt2"])
+def test_the_language_model_is_held_once(tmp_path: Path, text: str, settings: dict[str, str]) -> None:
+    """Packed, and nothing of it as it was but its embedding and norms; the words are those beside a whole model."""
+    stock.save_captioner(toy_captioner(text=text), tmp_path / "m")
+    captioner = limner.load_captioner(tmp_path / "m", device="cpu", **settings)
+    lm = captioner.vlm.language_model
+    held = {name for name, p in lm.named_parameters() if p.device.type != "meta" and p.ndim > 1}
+    assert held == {
+        name for name, p in lm.named_parameters() if p is lm.get_input_embeddings().weight or "wpe" in name
+    }
+    whole = stock.read_captioner(tmp_path / "m")
+    assert captioner.vlm.parameter_counts() == whole.parameter_counts()
+    whole.keep_frozen_in(captioner.vlm.encoder.dtype)
+    dtype = None if whole.encoder.dtype != torch.float32 or "quantize" in settings else torch.bfloat16
+    beside = limner.Captioner(
+        whole, steps=step_model(whole.language_model, dtype=dtype, quantize=settings.get("quantize"))
+    )
+    pictures = [toy_picture(seed) for seed in range(3)]
+    assert captioner.caption_batch(pictures) == beside.caption_batch(pictures)
+    assert not any(p.is_meta for p in whole.parameters())
 
 
 def test_transparent_pictures_stand_on_white(captioner: limner.Captioner) -> None:

@@ -28,7 +28,7 @@ from limner.decoding.kv_state import KVState
 from limner.decoding.linear import Linear, pack
 from limner.decoding.step_model import Prefix, special_tokens
 from limner.decoding.weights import Matrix, Norm, Weights, read_weights, stacked
-from limner.device import multiplies
+from limner.device import give_back_freed_memory, multiplies
 
 
 @dataclass
@@ -52,13 +52,16 @@ class CachedStepModel:
         dtype: of matrices, and of the cache where the machine multiplies it (else that is fp32); None: the model's
             own. Weights that have it already are shared with the model, but for queries, keys and values.
         quantize: "int8" for matrices in 8 bits; ``dtype`` is then the cache's.
+        release: the model gives up each matrix as soon as it is packed here. Its embedding stays.
 
     Raises:
         UnknownModel: another family, or a variant that is not computed here.
     """
 
     @torch.no_grad()
-    def __init__(self, lm: Any, dtype: torch.dtype | None = None, quantize: str | None = None) -> None:
+    def __init__(
+        self, lm: Any, dtype: torch.dtype | None = None, quantize: str | None = None, release: bool = False
+    ) -> None:
         weights = read_weights(lm)
         self.device = weights.embedding.device
         of_weights = dtype or weights.embedding.dtype
@@ -67,18 +70,29 @@ class CachedStepModel:
         self.stream = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
         self.weights: Weights = weights
-        self.head = pack(weights.head, of_weights, quantize)
+
+        def packed(matrix: Matrix, pair: bool = False) -> Linear:
+            linear = pack(self._paired(matrix) if pair else matrix, of_weights, quantize)
+            if (
+                release and matrix.weights[0].data_ptr() != weights.embedding.data_ptr()
+            ):  # else it is needed as that
+                matrix.release()
+            return linear
+
         self.layers = [
             _Layer(
                 self._kept(layer.attention_norm),
-                pack(self._paired(layer.qkv), of_weights, quantize),
-                pack(layer.attention_output, of_weights, quantize),
+                packed(layer.qkv, pair=True),
+                packed(layer.attention_output),
                 self._kept(layer.feed_forward_norm),
-                pack(layer.expand, of_weights, quantize),
-                pack(layer.contract, of_weights, quantize),
+                packed(layer.expand),
+                packed(layer.contract),
             )
             for layer in weights.layers
         ]
+        self.head = packed(weights.head)  # the largest one last, when the others have been released
+        if release:
+            give_back_freed_memory()
         self.final_norm = self._kept(weights.final_norm)
         self.epsilon = torch.tensor(
             math.sqrt(weights.embedding.shape[1] * weights.epsilon), dtype=self.stream, device=self.device

@@ -145,6 +145,9 @@ def load_captioner(
 ) -> Captioner:
     """A captioner from a model directory or a hub id.
 
+    In another precision than fp32, or quantized, its language model is held once, packed for decoding: of
+    ``vlm.language_model`` only the embedding is then of use.
+
     Args:
         model: a folder that `limner train` wrote (a stock LLaVA checkpoint, or stock parts), or a hub id.
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "mps".
@@ -168,5 +171,10 @@ def load_captioner(
     vlm.keep_frozen_in(choice.dtype if native else torch.float32)
     vlm.to(choice.device)
     vlm.pack_encoder()
-    steps = step_model(vlm.language_model, dtype=None if native else choice.dtype, quantize=quantize)
+    steps = step_model(
+        vlm.language_model,
+        dtype=None if native else choice.dtype,
+        quantize=quantize,
+        release=quantize is not None or choice.dtype != torch.float32,
+    )
     return Captioner(vlm, choice, steps)

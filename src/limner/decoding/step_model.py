@@ -101,7 +101,12 @@ class StepModel(Protocol):
 
 
 def step_model(
-    lm: Any, *, dtype: torch.dtype | None = None, quantize: str | None = None, **options: Any
+    lm: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+    release: bool = False,
+    **options: Any,
 ) -> StepModel:
     """The step model of a transformers causal LM (also inside peft), a `GPTModel` or an ONNX Runtime session.
 
@@ -112,6 +117,8 @@ def step_model(
         lm: the model; a `StepModel` is returned as it is.
         dtype: compute in this precision; None: the model's own.
         quantize: "int8": matrices rounded to 8 bits.
+        release: a model whose matrices are packed gives them up, so that they are held once: but for its embedding
+            it is then of use to the step model only.
         options: ``embed``, ``eos_token_id`` and ``pad_token_id`` of an ONNX session (`OnnxStepModel`).
 
     Raises:
@@ -138,7 +145,7 @@ def step_model(
             "session or a StepModel can."
         )
     try:
-        return CachedStepModel(lm, dtype, quantize)
+        return CachedStepModel(lm, dtype, quantize, release)
     except UnknownModel as reason:
         own = lm.get_input_embeddings().weight.dtype
         if quantize or dtype not in (None, own):

@@ -21,6 +21,14 @@ class Matrix:
 
     weights: list[Tensor]
     biases: list[Tensor | None]
+    modules: list[Any] = field(default_factory=list)
+    """Whose weights they are."""
+
+    def release(self) -> None:
+        """Takes the weights from here and from their modules, which keep their shape (on the meta device)."""
+        self.weights.clear()
+        for module in self.modules:
+            module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
 
 
 @dataclass
@@ -114,13 +122,13 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _matrix(*modules: Any) -> Matrix:
-    pairs = [_effective(module) for module in modules]
-    return Matrix([weight for weight, _ in pairs], [bias for _, bias in pairs])
+    bases = [module.get_base_layer() if hasattr(module, "get_base_layer") else module for module in modules]
+    pairs = [_effective(module, base) for module, base in zip(modules, bases, strict=True)]
+    return Matrix([weight for weight, _ in pairs], [bias for _, bias in pairs], bases)
 
 
-def _effective(module: Any) -> tuple[Tensor, Tensor | None]:
+def _effective(module: Any, base: Any) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of a linear layer; the active LoRA adapters are added to a copy."""
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     weight = base.weight.detach()
     if base is not module:
         _require(hasattr(module, "get_delta_weight"), "an adapter that is not LoRA")
