@@ -59,7 +59,8 @@ class SceneLoss(CaptionLoss):
 
         The sum is later divided by the number of labels, so the heads' mean is multiplied by it here.
         """
-        features = self.vlm.features(picture)  # (N, P, Dv)
+        # Channels last in memory: so the stem's convolutions are a sixth faster on CPUs.
+        features = self.vlm.features(picture.contiguous(memory_format=torch.channels_last))  # (N, P, Dv)
         loss = super().forward(features[: len(captions["row_images"])], **captions)  # the first ones are captioned
         if cells is None or not self.help_weight:
             return loss
@@ -141,9 +142,7 @@ class SceneTask(CaptionTask):
         words = self.vlm.tokenizer
         eos, pad = int(words.eos_token_id), int(words.pad_token_id)
         texts = [text for of_scene in captions for text in of_scene]
-        encoded = words(texts, add_special_tokens=False, return_attention_mask=False)[
-            "input_ids"
-        ]  # one call: faster
+        encoded = words(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         encode = dict(zip(texts, encoded, strict=True)).__getitem__
         tokens = [caption_tokens(of_scene, encode, eos, self.config.max_length)[0] for of_scene in captions]
         packed = pack_captions(tokens, self.vlm.num_prompt_tokens, pad_id=pad)
