@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_commands_come_in_order_and_once(run: Run) -> None:
         send_command(run.path, "explode")
     with pytest.raises(FileNotFoundError):
         send_command(run.path / "nowhere", "pause")
+
+
+def test_a_command_to_a_run_that_goes_away_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    send_command(run.path, "note", text="x")
+
+    def too_late(*_: object) -> None:
+        shutil.rmtree(run.path)
+        raise FileExistsError("it was still there")
+
+    monkeypatch.setattr(os, "mkdir", too_late)
+    with pytest.raises(FileNotFoundError):
+        send_command(run.path, "note", text="x")
 
 
 def test_states(run: Run) -> None:

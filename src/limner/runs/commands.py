@@ -7,6 +7,7 @@ takes them in the order of their names (which begin with a time), and acknowledg
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -47,7 +48,8 @@ def send_command(run_folder: Path | str, name: str, **arguments: Any) -> str:
     folder = Path(run_folder) / "commands"
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"There is no run at {folder.parent}.")
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # exist_ok would raise it where the run goes away at this moment
+        folder.mkdir()
     now = time.time()
     identity = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
     body = {"id": identity, "name": name, "arguments": arguments, "time": now}
