@@ -120,6 +120,39 @@ def test_captions_are_different_true_and_of_the_vocabulary():
     assert counts == {1, 2, 3, 4, 5}
 
 
+def test_untold_words_are_those_that_only_held_out_neighbours_would_have():
+    """Against all captions of all scenes in question, spelled out."""
+    found = 0
+    for scene in map(make_scene, range(60)):
+        assert all(neighbour.held_out for neighbour in scene.held_out_neighbours)
+        for caption in scene.captions(3):
+            words = caption.split()
+            expected = set()
+            for place in range(len(words) + 1):
+
+                def said(other, place=place, words=words):
+                    split = [text.split() for text in other.all_captions]
+                    return {text[place] for text in split if text[:place] == words[:place] and len(text) > place}
+
+                only = set().union(*map(said, scene.held_out_neighbours)) - said(scene)
+                expected |= {(place, word) for word in only}
+            assert scene.untold(caption) == expected
+            found += len(expected)
+    assert found > 100
+
+
+def test_two_groups_are_told_from_both_ends_in_turn():
+    related = [scene for scene in map(make_scene, range(200)) if scene.relation is not None]
+    first_said = set()
+    for scene in related:
+        one, other = scene.captions(2)
+        colours = [next(word for word in text.split() if word in COLOURS) for text in (one, other)]
+        own = [group.kind.colour for group in scene.groups]
+        assert colours in (own, own[::-1])
+        first_said.add(colours == own)
+    assert len(related) > 100 and first_said == {True, False}
+
+
 def test_more_captions_than_the_grammar_has_are_refused():
     scene = plain_scene(None, group("small red circle", (0.2, 0.5)))
     with pytest.raises(ValueError, match="can be said in 16 ways, not 17"):

@@ -15,6 +15,7 @@ import limner
 from limner.cli.main import main
 from limner.config.demo import DemoConfig
 from limner.data.images import load_image
+from limner.data.scene_drawing import COLOURS, SHAPES
 from limner.data.scenes import Group, Kind, Scene, make_scene, vocabulary
 from limner.runs import send_command
 from limner.training.demo import Captioned, _shuffled
@@ -51,7 +52,7 @@ def test_cell_labels_tell_each_shape_at_its_own_patch():
         ("small red star", ((0.1, 0.05, 0.08), (0.2, 0.6, 0.08))),
     )
     lone = scene(None, ("small white circle", ((0.5, 0.99, 0.08),)))
-    labels = cell_labels([two, lone], 4)
+    labels, _ = cell_labels([two, lone], 4)
     assert labels.shape == (2, 16, len(QUESTIONS))
     # size, colour, shape, count - 1, relation (none, left, right, above, below), column, row
     expected = {(0, 7): (1, 3, 2, 0, 2, 2, 0), (0, 0): (0, 0, 3, 1, 1, 0, 0), (0, 8): (0, 0, 3, 1, 1, 0, 1)}
@@ -61,18 +62,70 @@ def test_cell_labels_tell_each_shape_at_its_own_patch():
     assert (labels != NOTHING).any(-1).sum() == len(expected)
 
 
+def test_an_answer_that_would_make_the_scene_a_held_out_one_is_no_alternative():
+    # No small blue circle, no blue square left of anything, no three blue stars are in training.
+    blue = scene("left", ("small blue triangle", ((0.1, 0.1, 0.08),)), ("small blue star", ((0.6, 0.1, 0.08),) * 2))
+    _, untold = cell_labels([blue], 4)
+    named = {}
+    for cell, row in enumerate(untold[0]):
+        answers = dict(zip(QUESTIONS, row.split([*QUESTIONS.values()]), strict=True))
+        named[cell] = {
+            question: picked.nonzero().flatten().tolist() for question, picked in answers.items() if picked.any()
+        }
+    circle, square, red = SHAPES.index("circle"), SHAPES.index("square"), list(COLOURS).index("red")
+    assert named.pop(0) == {"shape": [circle, square]}
+    assert named.pop(2) == {"colour": [red, list(COLOURS).index("white")], "shape": [circle], "count": [2]}
+    assert not any(named.values())
+
+
+def test_captions_that_are_cut_keep_their_labels_and_alternatives():
+    task = prepared(max_length=4)
+    batch = task.batch(range(12), seed=0)
+    where, tokens = batch.tensors["untold"].unbind(-1)
+    assert len(where) and not (batch.tensors["labels"][where] == tokens).any()
+    assert task.loss(task.model, batch.tensors).isfinite()
+
+
+def test_what_training_never_shows_is_not_learned_from_its_absence(task: SceneTask):
+    """The loss of no scene has a gradient for a word or an answer that only held-out scenes would have there."""
+    batch = task.batch(range(12), seed=0)
+    where, tokens = batch.tensors["untold"].unbind(-1)
+    assert len(where) > 12 and len(set(where.tolist())) > 6
+    assert not (batch.tensors["labels"][where] == tokens).any()
+    hidden = torch.randn(len(batch.tensors["labels"]), 128, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    real = task.vlm.head
+
+    def head(states):
+        kept.append(real(hidden))
+        kept[0].retain_grad()
+        return kept[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task.vlm, "head", head)
+        task.loss(task.model, batch.tensors).backward()
+    gradient = kept[0].grad
+    assert not gradient[where, tokens].any() and gradient.isfinite().all()
+    gradient[where, tokens] = 1.0
+    assert gradient.bool().all()  # every other word has one
+    task.model.zero_grad()
+
+
 def test_heads_ask_only_where_there_is_a_shape():
     torch.manual_seed(0)
     heads, features = CellHeads(8), torch.randn(2, 16, 8)
-    labels = cell_labels([make_scene(0), make_scene(1)], 4)
-    loss = heads(features, labels)
+    labels, untold = cell_labels([make_scene(0), make_scene(1)], 4)
+    loss = heads(features, labels, untold)
     # by hand: presence over all patches, each question over the patches with a shape
     present = labels[..., 0] != NOTHING
     out = heads.answers(features)
     by_hand = -torch.where(present, out[..., 0].sigmoid().log(), (-out[..., 0]).sigmoid().log()).mean()
     start = 1
     for question, answers in enumerate(QUESTIONS.values()):
-        chances = out[..., start : start + answers].log_softmax(-1)[present]
+        kept = torch.where(
+            untold[..., start - 1 : start - 1 + answers], 0.0, out[..., start : start + answers].exp()
+        )
+        chances = (out[..., start : start + answers] - kept.sum(-1, keepdim=True).log())[present]
         by_hand -= chances.gather(1, labels[..., question][present][:, None]).mean()
         start += answers
     torch.testing.assert_close(loss, by_hand)
@@ -82,10 +135,10 @@ def test_help_adds_to_the_caption_loss_and_only_in_training(task: SceneTask):
     batch = task.batch([0, 1, 2], seed=0)
     task.model.eval()
     with torch.no_grad():
-        cells = batch.tensors.pop("cells")
+        cells, untold = batch.tensors.pop("cells"), batch.tensors.pop("untold_answers")
         captions_alone = task.loss(task.model, batch.tensors)
-        together = task.loss(task.model, batch.tensors | {"cells": cells})
-        help_alone = task.model.heads(task.vlm.features(batch.tensors["picture"]), cells)
+        together = task.loss(task.model, batch.tensors | {"cells": cells, "untold_answers": untold})
+        help_alone = task.model.heads(task.vlm.features(batch.tensors["picture"]), cells, untold)
     torch.testing.assert_close(together, captions_alone + batch.num_targets * help_alone)
     assert all("cells" not in validation.tensors for validation in task.validation_batches())
 

@@ -27,11 +27,11 @@ class DemoConfig(TrainSettings):
     batch_size: int = Field(default=32, ge=2)
     """Scenes in a step."""
     captions_per_scene: int = Field(default=2, ge=1, le=8)
-    """Captions of each scene in a step, packed into one row behind one prefix."""
+    """Captions of each scene in a step, in one row behind one prefix; two tell a relation from both ends."""
     seeing_first: float = Field(default=0.4, ge=0, le=1)
     """The share of the run, at its start, in which only a quarter of a step's scenes are captioned: what to say is
     learned fast once there is something to see, and the helping heads teach to see at half the cost."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate of all parts."""
     weight_decay: float = Field(default=0.05, ge=0)
     """AdamW's decay of matrices; norms and biases are not decayed."""

@@ -19,7 +19,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -81,6 +81,26 @@ HELD_OUT_RELATIONS = frozenset(
 HELD_OUT_COUNTS = frozenset({(2, "yellow", "square"), (3, "blue", "star"), (2, "black", "circle")})
 
 
+@cache
+def _held_out(kind: Kind, count: int, relation: str | None) -> bool:
+    _, colour, shape = kind
+    return (
+        kind in HELD_OUT_KINDS
+        or (colour, shape, relation) in HELD_OUT_RELATIONS
+        or (count, colour, shape) in HELD_OUT_COUNTS
+    )
+
+
+@cache
+def _held_out_changes(kind: Kind, count: int, relation: str | None) -> list[tuple[Kind, int]]:
+    """The group with one size, colour, shape or count changed, where that is held out in this relation."""
+    changes = [(kind._replace(size=size), count) for size in SIZES if size != kind.size]
+    changes += [(kind._replace(colour=colour), count) for colour in COLOURS if colour != kind.colour]
+    changes += [(kind._replace(shape=shape), count) for shape in SHAPES if shape != kind.shape]
+    changes += [(kind, other) for other in COUNT_WORDS if other != count]
+    return [change for change in changes if _held_out(*change, relation)]
+
+
 @dataclass(frozen=True)
 class Scene:
     """What is to be seen, and all that can be truly said of it.
@@ -98,15 +118,30 @@ class Scene:
         return f"scene-{seed}-{split}-{index:06d}"
 
     @property
+    def relations(self) -> tuple[str | None, str | None]:
+        """That of the first group to the second, and that of the second to the first."""
+        return self.relation, OPPOSITES.get(self.relation or "")
+
+    @property
     def held_out(self) -> bool:
         """Whether the scene has a combination that training never shows."""
-        relations = (self.relation, OPPOSITES.get(self.relation or ""))
-        return any(
-            group.kind in HELD_OUT_KINDS
-            or (group.kind.colour, group.kind.shape, relation) in HELD_OUT_RELATIONS
-            or (group.count, group.kind.colour, group.kind.shape) in HELD_OUT_COUNTS
-            for group, relation in zip(self.groups, relations, strict=False)
-        )
+        groups = zip(self.groups, self.relations, strict=False)
+        return any(_held_out(group.kind, group.count, relation) for group, relation in groups)
+
+    @cached_property
+    def held_out_neighbours(self) -> list[Scene]:
+        """What a scene of training would be with one size, colour, shape, count or relation changed, where that is
+        held out."""
+        neighbours = []
+        for place, (group, relation) in enumerate(zip(self.groups, self.relations, strict=False)):
+            for kind, count in _held_out_changes(group.kind, group.count, relation):
+                other = Group(kind, group.spots[:1] * count)
+                groups = (*self.groups[:place], other, *self.groups[place + 1 :])
+                neighbours.append(Scene(self.key, groups, self.relation))
+        if self.relation is not None:
+            others = (Scene(self.key, self.groups, relation) for relation in OPPOSITES if relation != self.relation)
+            neighbours += [scene for scene in others if scene.held_out]
+        return neighbours
 
     def picture(self, pixels: int = PIXELS) -> np.ndarray:
         """The drawn scene: uint8 (pixels, pixels, 3). Background, outlines and noise are the scene's own."""
@@ -120,6 +155,8 @@ class Scene:
     def captions(self, count: int | None = None, salt: object = "") -> list[str]:
         """``count`` different captions in varied wording; None: one to five, as a person would leave them.
 
+        A scene of two groups is told from both ends in turn: what tells them apart is learned from the pair.
+
         Raises:
             ValueError: the grammar has fewer than ``count`` ways to say this scene.
         """
@@ -128,9 +165,21 @@ class Scene:
         if count > FEWEST_WAYS and count > len(self.all_captions):
             raise ValueError(f"{self.image_id} can be said in {len(self.all_captions)} ways, not {count}.")
         chosen: dict[str, None] = {}
+        turn = rng.randrange(len(self._templates))
         while len(chosen) < count:
-            chosen[" ".join(map(rng.choice, rng.choice(self._templates))).strip()] = None
+            template = self._templates[turn % len(self._templates)]
+            chosen[" ".join(map(rng.choice, template)).strip()] = None
+            turn += 1
         return list(chosen)
+
+    def untold(self, caption: str) -> set[tuple[int, str]]:
+        """The words that could stand in a place of ``caption``, after the words before, only if the scene were one
+        of its `held_out_neighbours`: (place, word), places counted in words."""
+        words = tuple(caption.split())
+        neighbours: set[tuple[int, str]] = set()
+        for neighbour in self.held_out_neighbours:
+            neighbours.update(*(_branches(template, words) for template in neighbour._templates))
+        return neighbours.difference(*(_branches(template, words) for template in self._templates))
 
     @cached_property
     def all_captions(self) -> frozenset[str]:
@@ -202,6 +251,35 @@ def _phrase(group: Group) -> list[tuple[str, ...]]:
     return [COUNT_WORDS[group.count], SIZE_WORDS[size], (colour,), (noun,)]
 
 
+def _branches(template: Sequence[tuple[str, ...]], said: tuple[str, ...]) -> set[tuple[int, str]]:
+    """What a sentence may go on with at each place of ``said``, as long as it agrees with it: (place, word)."""
+    branches, place = set(), 0
+    # The opening may be empty, and then the words after it come first: three slots are taken as one.
+    for slot in (_beginnings(*template[:3]), *map(_alternatives, template[3:])):
+        agreed = 0
+        for words in slot:
+            for number, word in enumerate(words, place):
+                branches.add((number, word))
+                if said[number : number + 1] != (word,):
+                    break
+            else:
+                agreed = len(words)  # no alternative begins with another one
+        if not agreed:
+            break
+        place += agreed
+    return branches
+
+
+@lru_cache
+def _alternatives(slot: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(alternative.split()) for alternative in slot)
+
+
+@lru_cache
+def _beginnings(*slots: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return _alternatives(tuple(" ".join(words) for words in itertools.product(*slots)))
+
+
 def vocabulary() -> list[str]:
     """Every word of the grammar, sorted."""
     slots = [OPENINGS, *SIZE_WORDS.values(), *COUNT_WORDS.values(), *RELATION_WORDS.values(), *PLACES.values()]
@@ -243,7 +321,8 @@ def _compose(key: tuple[int, Split, int], rng: random.Random, novelty: int | Non
     """
     kinds = [_draw_kind(rng), _draw_kind(rng)]
     counts = [1, 1]
-    relation = rng.choice(list(OPPOSITES)) if rng.random() < 0.6 else None
+    related = 0.8 if key[1] == "train" else 0.6  # what is learned last is shown more often
+    relation = rng.choice(list(OPPOSITES)) if rng.random() < related else None
     if relation is None:
         counts[0] = rng.choice((1, 1, 2, 3))
     elif rng.random() < 0.4:

@@ -77,12 +77,14 @@ class CaptionLoss(nn.Module):
         labels: torch.Tensor,
         row_images: torch.Tensor,
         weights: torch.Tensor | None = None,
+        untold: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The summed cross-entropy of ``labels``; the head runs on their positions only.
 
         Args:
             picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
             weights: (L,) what each label's cross-entropy is multiplied by; None: 1.
+            untold: (U, 2) pairs of a label's number and a token that is left out of its softmax.
         """
         vlm = self.vlm
         features = picture if picture.dim() == 3 else self.features(picture)  # (N, P, Dv)
@@ -98,10 +100,13 @@ class CaptionLoss(nn.Module):
             losses = F.cross_entropy(vlm.head(hidden).float(), labels, reduction="none")  # (L,), of (L, V)
             return (losses * weights).sum()
         matrix = plain_head(vlm.language_model)
-        if matrix is not None and not matrix.requires_grad:
+        if matrix is not None and not matrix.requires_grad and untold is None:
             compiled = self.training and self.stack is not None and self.stack.is_compiled
             return summed_cross_entropy(hidden, matrix, labels, compiled=compiled)
-        return F.cross_entropy(vlm.head(hidden).float(), labels, reduction="sum")  # of (L, V)
+        logits = vlm.head(hidden).float()  # (L, V)
+        if untold is not None:
+            logits = logits.index_put(tuple(untold.mT), logits.new_tensor(-torch.inf))
+        return F.cross_entropy(logits, labels, reduction="sum")
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, P, Dv). A frozen encoder's are rounded as the cache rounds them, so that a run gives

@@ -5,11 +5,18 @@ until the picture is used nothing tells the encoder what to see. Scenes know the
 centre of a shape is asked what that shape is, how many like it there are, and where the other group lies; every
 patch is asked whether it has one. The heads are thrown away: nothing of them is in the saved model.
 
-N: scenes of a batch. P = G * G: patches, and prefix tokens. Dv: the encoder's width. F: questions.
+What training never shows must not be learned from its absence. No small blue thing of the training scenes is a
+circle; a model that is asked for the shape of each of them learns the rule instead of the looks, and then sees
+squares where there are small blue circles. So an answer that would make the scene a held-out one is no alternative:
+it is left out of the softmax, here and among a caption's words. That is logit adjustment (Menon et al. 2021,
+arXiv:2007.07314) by the training data's own frequencies, for those that are zero.
+
+N: scenes of a batch. P = G * G: patches, and prefix tokens. Dv: the encoder's width. F: questions. A: all answers.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +29,7 @@ from limner.data.scenes import OPPOSITES, SIZES, Scene
 
 NOTHING = -100
 """The label of a patch without a shape; cross-entropy leaves it out."""
-RELATIONS = (None, *OPPOSITES)
+SIZE_NAMES, COLOUR_NAMES, RELATIONS = list(SIZES), list(COLOURS), [None, *OPPOSITES]
 QUESTIONS = {
     "size": len(SIZES),
     "colour": len(COLOURS),
@@ -33,24 +40,46 @@ QUESTIONS = {
     "row": 3,
 }
 """What is asked of a patch with a shape, and how many answers there are."""
+FIRST = (0, *itertools.accumulate(QUESTIONS.values()))
+"""Where each question's answers begin in the row of all A answers."""
 
 
-def cell_labels(scenes: Sequence[Scene], grid: int) -> torch.Tensor:
-    """(N, grid * grid, F) int64: the answers for every patch; all `NOTHING` where it has no shape's centre.
+def cell_labels(scenes: Sequence[Scene], grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The answers for every patch, and those that are no alternatives to them.
 
-    Where two small shapes share a patch, the answers are those of the later one.
+    Returns:
+        labels (N, P, F) int64; all `NOTHING` where a patch has no shape's centre. Where two small shapes share a
+        patch, the answers are those of the later one.
+        untold (N, P, A) bool: the answers that would make the scene one of its `Scene.held_out_neighbours`.
     """
     labels = np.full((len(scenes), grid, grid, len(QUESTIONS)), NOTHING, dtype=np.int64)
-    sizes, colours = list(SIZES), list(COLOURS)
-    for scene, cells in zip(scenes, labels, strict=True):
-        relations = (scene.relation, OPPOSITES.get(scene.relation or ""))
-        for group, relation in zip(scene.groups, relations, strict=False):
-            size, colour, shape = group.kind
-            what = (sizes.index(size), colours.index(colour), SHAPES.index(shape), group.count - 1)
+    untold = np.zeros((len(scenes), grid, grid, sum(QUESTIONS.values())), dtype=np.bool_)
+    for number, scene in enumerate(scenes):
+        own = _answers(scene)
+        rows = np.zeros((len(own), untold.shape[-1]), dtype=np.bool_)
+        for neighbour in scene.held_out_neighbours:
+            for row, true, other in zip(rows, own, _answers(neighbour), strict=True):
+                row[[first + b for first, a, b in zip(FIRST, true, other, strict=False) if a != b]] = True
+        for group, answers, row in zip(scene.groups, own, rows, strict=True):
             for x, y, _ in group.spots:
-                answers = (*what, RELATIONS.index(relation), int(3 * x), int(3 * y))
-                cells[int(grid * y), int(grid * x)] = answers
-    return torch.from_numpy(labels.reshape(len(scenes), grid * grid, len(QUESTIONS)))
+                patch = number, int(grid * y), int(grid * x)
+                labels[patch] = (*answers, int(3 * x), int(3 * y))
+                untold[patch] = row
+    return torch.from_numpy(labels).flatten(1, 2), torch.from_numpy(untold).flatten(1, 2)
+
+
+def _answers(scene: Scene) -> list[tuple[int, ...]]:
+    """For each group the answers to all questions but those after a shape's own place."""
+    return [
+        (
+            SIZE_NAMES.index(group.kind.size),
+            COLOUR_NAMES.index(group.kind.colour),
+            SHAPES.index(group.kind.shape),
+            group.count - 1,
+            RELATIONS.index(relation),
+        )
+        for group, relation in zip(scene.groups, scene.relations, strict=False)
+    ]
 
 
 class CellHeads(nn.Module):
@@ -60,11 +89,13 @@ class CellHeads(nn.Module):
         super().__init__()
         self.answers = nn.Linear(width, 1 + sum(QUESTIONS.values()))
 
-    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean cross-entropy of each question, summed: features (N, P, Dv), labels (N, P, F) -> scalar."""
+    def forward(self, features: torch.Tensor, labels: torch.Tensor, untold: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of each question, summed: features (N, P, Dv), labels (N, P, F), untold answers
+        (N, P, A), which are left out of the softmax -> scalar."""
         present = labels[..., 0] != NOTHING  # (N, P)
-        presence, *answers = self.answers(features).split([1, *QUESTIONS.values()], dim=-1)
+        presence, answers = self.answers(features).split([1, untold.shape[-1]], dim=-1)
         loss = F.binary_cross_entropy_with_logits(presence[..., 0], present.to(presence.dtype))
-        for logits, wanted in zip(answers, labels.unbind(-1), strict=True):
+        answers = answers.masked_fill(untold, -torch.inf)
+        for logits, wanted in zip(answers.split([*QUESTIONS.values()], dim=-1), labels.unbind(-1), strict=True):
             loss = loss + F.cross_entropy(logits[present], wanted[present])
         return loss

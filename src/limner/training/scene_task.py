@@ -12,7 +12,7 @@ from torch import nn
 from limner.config.demo import DemoConfig
 from limner.data.images import PixelSettings
 from limner.data.packing import caption_tokens, pack_captions
-from limner.data.scenes import PIXELS, make_scene
+from limner.data.scenes import PIXELS, Scene, make_scene, vocabulary
 from limner.evaluation import cider_d
 from limner.models.captioner import PrefixConditioningVLM, build_captioner
 from limner.models.trained import TrainedStack
@@ -35,7 +35,7 @@ def build_scene_captioner(seed: int, say: Callable[[str], None] = print) -> Pref
     words = scratch_tokenizer(text for index in range(TOKENIZER_SCENES) for text in make_scene(index).captions())
     return build_captioner(
         scratch_encoder(PIXELS, width=128, depth=2, num_heads=4, kernel_size=4),
-        scratch_decoder(width=128, depth=2, num_heads=2, expansion=2),
+        scratch_decoder(width=128, depth=2, num_heads=4, expansion=2),
         "mlp",
         tokenizer=words,
         seed=seed,
@@ -53,9 +53,13 @@ class SceneLoss(CaptionLoss):
             self.heads = CellHeads(vlm.projection.linear_1.in_features)
 
     def forward(  # type: ignore[override]
-        self, picture: torch.Tensor, cells: torch.Tensor | None = None, **captions: torch.Tensor
+        self,
+        picture: torch.Tensor,
+        cells: torch.Tensor | None = None,
+        untold_answers: torch.Tensor | None = None,
+        **captions: torch.Tensor,
     ) -> torch.Tensor:
-        """As of `CaptionLoss`; ``cells`` (N, P, F) are the heads' labels.
+        """As of `CaptionLoss`; ``cells`` (N, P, F) and ``untold_answers`` (N, P, A) are the heads' `cell_labels`.
 
         The sum is later divided by the number of labels, so the heads' mean is multiplied by it here.
         """
@@ -64,7 +68,7 @@ class SceneLoss(CaptionLoss):
         loss = super().forward(features[: len(captions["row_images"])], **captions)  # the first ones are captioned
         if cells is None or not self.help_weight:
             return loss
-        return loss + self.help_weight * captions["labels"].numel() * self.heads(features, cells)
+        return loss + self.help_weight * captions["labels"].numel() * self.heads(features, cells, untold_answers)
 
 
 class SceneTask(CaptionTask):
@@ -89,6 +93,8 @@ class SceneTask(CaptionTask):
         self.model = self.captioner = SceneLoss(self.vlm, config.help_weight).to(device)
         if precision == torch.float32 and not config.shard:
             self.captioner.stack = TrainedStack(self.vlm.language_model)  # type: ignore[assignment]
+        encode = self.vlm.tokenizer.encode
+        self.word_ids = {word: encode(word, add_special_tokens=False)[0] for word in vocabulary()}
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
         self.num_examples = config.steps * config.batch_size
         half = config.eval_images // 2
@@ -131,7 +137,8 @@ class SceneTask(CaptionTask):
         return f"scene-{self.config.seed}-train-{index:06d}"
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
-        """Training: some captions of each scene, and the labels of the helping heads. Validation: all captions."""
+        """Training: some captions of each scene, the labels of the helping heads, and what is no alternative to
+        either (see `limner.training.scene_help`). Validation: all captions."""
         if split == "validation":
             scenes = [self.validation[index] for index in indices]
             captions = [self.records[split][index].captions for index in indices]
@@ -151,8 +158,21 @@ class SceneTask(CaptionTask):
         pictures = np.stack([scene.picture() for scene in scenes])  # (N, H, W, 3) uint8, of the encoder's size
         tensors["picture"] = self.pixels.normalize(torch.from_numpy(pictures))
         if split == "train":
-            tensors["cells"] = cell_labels(scenes, self.grid)
+            tensors["cells"], tensors["untold_answers"] = cell_labels(scenes, self.grid)
+            tensors["untold"] = self._untold(captioned, captions, tokens)
         return Batch(tensors, len(packed.labels), packed.num_captions, [scene.image_id for scene in scenes])
+
+    def _untold(
+        self, scenes: Sequence[Scene], captions: Sequence[Sequence[str]], tokens: Sequence[Sequence[Sequence[int]]]
+    ) -> torch.Tensor:
+        """(U, 2) int64: the label's number in the batch, and a token that is no alternative to it."""
+        untold, labels = [], 0
+        for scene, texts, ids in zip(scenes, captions, tokens, strict=True):
+            for text, of_text in zip(texts, ids, strict=True):
+                pairs = ((place, self.word_ids[word]) for place, word in scene.untold(text) if place < len(of_text))
+                untold += [(labels + place, token) for place, token in pairs]
+                labels += len(of_text)
+        return torch.tensor(sorted(untold), dtype=torch.int64).view(-1, 2)
 
     def _num_captioned(self, indices: Sequence[int]) -> int:
         """How many scenes of a training batch are captioned; the helping heads see them all."""
