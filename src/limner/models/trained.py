@@ -65,10 +65,8 @@ class TrainedStack:
             heads = F.linear(self._norm(x, layer.input_layernorm), weight).view(B, T, 3, self.num_heads, -1)
             mixed = _RotaryAttention.apply(heads, cos, sin, mask).view(B * T, -1)
             if layer is self.model.layers[-1]:
-                x, mixed = (
-                    F.embedding(at, x),
-                    F.embedding(at, mixed),
-                )  # (L, D): its gradient is faster than indexing's
+                # (L, D) from here on; the gradient of an embedding is faster than that of indexing
+                x, mixed = F.embedding(at, x), F.embedding(at, mixed)
             x = x + F.linear(mixed, maps.o_proj.weight)
             maps = layer.mlp
             normed = self._norm(x, layer.post_attention_layernorm)
