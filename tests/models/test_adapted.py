@@ -105,6 +105,25 @@ def test_compiled_layers_are_those_of_transformers_and_peft(family: str) -> None
     assert_equal(states_and_gradients(lambda x: ours(stack, x), model, embeds()), theirs, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
+def test_compiled_layers_keep_no_dropped_inputs() -> None:
+    """Of states as wide as the stream, only a layer's two sums: the adapters' inputs are made again from them."""
+    model = adapted("llama", dropout=0.5)
+    stack, x = AdaptedStack(model.get_base_model()), embeds()
+    stack.compile()
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ours(stack, x)
+    states = [t for t in kept.values() if t.numel() == x.numel() and t.dtype == x.dtype and t.dim() < 4]
+    assert len(states) == 2 * len(stack.layers) - 1  # the last layer's second sum is made for labels only
+
+
 class SameDrops(nn.Module):
     """A dropout whose mask depends on nothing but the shape of what is dropped."""
 

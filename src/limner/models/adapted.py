@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -167,14 +169,24 @@ class AdaptedStack:
             if layer is not _layer:
                 _any_length(x, *(rotation or ()), mask, at)
             how = (self.shape, training, self.is_compiled)
-            for number, weights in enumerate(self.layers):
-                last = number == len(self.layers) - 1
-                inputs = (x, weights, mask, rotation, at if last else None, *how)
-                if self.recompute and torch.is_grad_enabled():
-                    x = checkpoint(layer, *inputs, use_reentrant=False)
-                else:
-                    x = layer(*inputs)
+            with _elementwise_again():
+                for number, weights in enumerate(self.layers):
+                    last = number == len(self.layers) - 1
+                    inputs = (x, weights, mask, rotation, at if last else None, *how)
+                    if self.recompute and torch.is_grad_enabled():
+                        x = checkpoint(layer, *inputs, use_reentrant=False)
+                    else:
+                        x = layer(*inputs)
             return self.final_norm(x)
+
+
+def _elementwise_again() -> AbstractContextManager[None]:
+    """What is compiled within keeps for its backward pass nothing that can be made again without a product: of the
+    adapters' inputs only which values were dropped.
+
+    A budget of "a little less than everything" lets torch's partitioner do that first, and it is then content.
+    """
+    return functorch_config.patch(activation_memory_budget=0.999)
 
 
 def _any_length(*tensors: Any) -> None:
