@@ -205,3 +205,23 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError)):
         load_encoder(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("vision", TRANSFORMERS)
+@torch.no_grad()
+def test_a_tower_that_is_held_packed_only_computes_the_same(vision: str) -> None:
+    vlm = toy_captioner(vision, freeze_vision=True)
+    pixels, counts = torch.randn(2, 3, 32, 32), vlm.parameter_counts()
+    if not vlm.pack_encoder():
+        pytest.skip("no oneDNN on this machine")
+    beside = vlm.features(pixels)
+    assert vlm.pack_encoder(release=True)
+    assert torch.equal(vlm.features(pixels), beside)
+    assert vlm.parameter_counts() == counts
+    held = {id(p) for p in vlm.encoder.parameters() if not p.is_meta}
+    matrices = {id(m.weight) for m in vlm.encoder.modules() if type(m) is torch.nn.Linear}
+    assert held and not held & matrices
+    assert held <= {id(p) for p in vlm.tower.parameters()}
+    for change in (vlm.double, vlm.open_encoder, vlm.freeze_encoder, lambda: vlm.keep_frozen_in(torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="gave up its encoder"):
+            change()

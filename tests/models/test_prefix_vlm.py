@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from toy_captioners import LLAVA_CARRIES, LLAVA_REFUSES, TEXT, VISION, WORDS, toy_captioner, toy_tokenizer
 
+from limner.models import encoder as encoders
 from limner.models import stock
 from limner.models.captioner import build_captioner
 from limner.models.decoder import IMAGE_TOKEN, load_decoder, prompt_bos
@@ -223,3 +224,28 @@ def test_real_weights_go_on_speaking(real_data: Path, tmp_path: Path) -> None:
         "Once upon a time, there was a little girl"
     )
     assert again.num_prefix_tokens == 49 and again.bos_id == 1
+
+
+def test_a_parked_encoder_waits_in_a_file_and_computes_as_before(tmp_path: Path) -> None:
+    vlm = toy_captioner(freeze_vision=True)
+    pixels, before = torch.randn(2, 3, 32, 32), dict(toy_captioner(freeze_vision=True).encoder.named_parameters())
+    vlm.pack_encoder()
+    plain = encoders.encode(vlm.tower, pixels, None)
+    vlm.park_encoder(tmp_path)
+    assert torch.equal(vlm.features(pixels), plain)
+    assert all(torch.equal(p, before[name]) for name, p in vlm.encoder.named_parameters())
+    storages = {p.untyped_storage().data_ptr() for p in vlm.encoder.parameters()}
+    assert len(storages) == 1 and not list(tmp_path.iterdir())
+    if Path("/proc/self/maps").exists():
+        (start,) = storages
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        assert any(line.startswith(f"{start:x}-") and str(tmp_path) in line for line in lines)
+    vlm.open_encoder()  # and may be written to
+    with torch.no_grad():
+        next(vlm.encoder.parameters()).add_(1)
+
+
+def test_an_encoder_that_cannot_be_parked_stays(tmp_path: Path) -> None:
+    vlm = toy_captioner(freeze_vision=True)
+    vlm.park_encoder(tmp_path / "nowhere")
+    assert len({p.untyped_storage().data_ptr() for p in vlm.encoder.parameters()}) > 1

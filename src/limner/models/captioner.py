@@ -7,9 +7,11 @@ conversion. The idea of conditioning a language model on a projected prefix is t
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from limner.device import give_back_freed_memory
 from limner.models import decoder as decoders
 from limner.models import encoder as encoders
 from limner.models.decoder import Say
@@ -225,25 +228,59 @@ class PrefixConditioningVLM(nn.Module):
         for parameter in opened:
             parameter.requires_grad_(True)
         self.encoder_is_frozen = not opened
-        self.__dict__["_packed"] = None
+        self._unpack_encoder()
         self.train(self.training)
 
-    def pack_encoder(self) -> bool:
+    def pack_encoder(self, release: bool = False) -> bool:
         """Prepares a frozen encoder for speed (`limner.models.packed`); True where this machine can.
 
         Call it when the model stands where and in the precision in which it is to compute; moving or casting it,
-        or opening its encoder, undoes it. The packed weights are a copy.
+        or opening its encoder, undoes it.
+
+        Args:
+            release: the encoder gives up every matrix that is packed, and what is beyond the feature layer (they
+                keep their shape, on the meta device): the captioner can then only caption, where it stands.
         """
         if self.encoder_is_frozen and can_pack(self.encoder):
-            self.__dict__["_packed"] = packed(self.tower)
+            self.__dict__["_packed"] = packed(self.tower, release)
+            if release:
+                used = {id(parameter) for parameter in self.tower.parameters()}
+                for module in self.encoder.modules():
+                    for name, parameter in module._parameters.items():
+                        if parameter is not None and id(parameter) not in used:
+                            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
         return self.__dict__["_packed"] is not None
 
-    def unpack_encoder(self) -> None:
-        """Gives the packed copy's memory back: the encoder is hardly to be used any more."""
+    def _unpack_encoder(self) -> None:
+        if self.__dict__["_packed"] is not None and any(p.is_meta for p in self.encoder.parameters()):
+            raise RuntimeError("This captioner gave up its encoder's weights and only captions; read it again.")
         self.__dict__["_packed"] = None
 
+    def park_encoder(self, folder: Path) -> None:
+        """On a CPU, lets the encoder's weights wait in a nameless file of ``folder``, and drops their packed copy:
+        the encoder is hardly to be used any more. What is read of them takes memory that the system can have back
+        whenever it needs it. Where the disk has no room, they stay in memory.
+        """
+        self._unpack_encoder()
+        if self.device.type != "cpu":
+            return
+        parameters, starts = list(self.encoder.parameters()), []
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                for parameter in parameters:
+                    starts.append(file.seek(-(-file.tell() // 64) * 64))  # aligned as torch likes it
+                    file.write(parameter.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+                file.flush()
+                mapped = torch.from_numpy(np.memmap(file, np.uint8, "c"))
+        except OSError:
+            return
+        for parameter, start in zip(parameters, starts, strict=True):
+            count = parameter.numel() * parameter.element_size()
+            parameter.data = mapped[start : start + count].view(parameter.dtype).view(parameter.shape)
+        give_back_freed_memory()
+
     def _apply(self, *args: Any, **kwargs: Any) -> PrefixConditioningVLM:
-        self.__dict__["_packed"] = None
+        self._unpack_encoder()
         super()._apply(*args, **kwargs)
         return self
 
@@ -252,7 +289,7 @@ class PrefixConditioningVLM(nn.Module):
         self.encoder.requires_grad_(False)
         self.tower.requires_grad_(True)
         self.encoder_is_frozen = False
-        self.__dict__["_packed"] = None
+        self._unpack_encoder()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> PrefixConditioningVLM:
@@ -264,7 +301,7 @@ class PrefixConditioningVLM(nn.Module):
 
     def keep_frozen_in(self, dtype: torch.dtype) -> None:
         """Casts what does not train to ``dtype``; what trains stays in fp32."""
-        self.__dict__["_packed"] = None
+        self._unpack_encoder()
         for part in (self.encoder, self.decoder):
             if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in part.modules()):
                 continue  # running statistics lose too much in 8 bits of mantissa, and such trunks are small

@@ -50,19 +50,33 @@ def can_pack(module: nn.Module) -> bool:
     return weight.dtype == torch.float32
 
 
-def packed(module: nn.Module) -> nn.Module:
+def packed(module: nn.Module, release: bool = False) -> nn.Module:
     """The same computation with packed copies of the linear maps; ``module`` is left as it is, and what is not
-    linear is shared with it. Weights that change later are not seen."""
+    linear is shared with it. Weights that change later are not seen.
+
+    Args:
+        release: ``module`` gives up each matrix as soon as it is packed here, and can compute no more.
+    """
     if type(module) is nn.Linear:
-        return PackedLinear(module)
+        return _packed_linear(module, ("none", ""), release)
+    fused = _FUSED.get(_activation_name(module))
+    children: dict[str, nn.Module | None] = {}
+    for name, child in module._modules.items():
+        if fused and name == "fc1":
+            children[name] = _packed_linear(child, fused, release)  # type: ignore[arg-type]
+        elif fused and name == "activation_fn":
+            children[name] = nn.Identity()
+        else:
+            children[name] = child if child is None else packed(child, release)
     twin = copy.copy(module)
-    twin.__dict__["_modules"] = {
-        name: child if child is None else packed(child) for name, child in module._modules.items()
-    }
-    activation = _FUSED.get(_activation_name(module))
-    if activation is not None:
-        twin._modules["fc1"] = PackedLinear(module.fc1, activation)  # type: ignore[arg-type]
-        twin._modules["activation_fn"] = nn.Identity()
+    twin.__dict__["_modules"] = children
+    return twin
+
+
+def _packed_linear(linear: nn.Linear, activation: tuple[str, str], release: bool) -> PackedLinear:
+    twin = PackedLinear(linear, activation)
+    if release:
+        linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
     return twin
 
 

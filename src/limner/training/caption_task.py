@@ -172,8 +172,8 @@ class CaptionTask(Task):
         self.inputs, self.records = prepare_inputs(
             self.vlm, self.records, self.pixels, self.config, self.say, progress
         )
-        if isinstance(self.inputs["train"], FeatureInputs):
-            self.vlm.unpack_encoder()  # every picture is encoded
+        if isinstance(self.inputs["train"], FeatureInputs) and not self.config.shard:
+            self.vlm.park_encoder(self.inputs["train"].cache.folder)  # every picture is encoded
         self.num_examples = len(self.records["train"])
         self.tokenize()
         self.scorer, self.meteor = self._metrics()
