@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import limner
 from limner.decoding import NOT_SURE, Prefix, step_model
 from limner.device import multiplies_bf16, multiplies_int8
 from limner.models import stock
+from limner.models.packed import can_pack
 
 PROMPT = [{"role": "user", "content": [{"type": "image"}]}]
 
@@ -163,3 +165,22 @@ def test_what_is_no_captioner(tmp_path: Path) -> None:
         limner.load_captioner(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
         limner.load_captioner(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"quantize": "int8"}], ids=str)
+@pytest.mark.parametrize("text", ["llama", "llama_untied", "gpt2"])
+def test_a_packed_captioner_lets_the_file_and_its_encoder_go(
+    tmp_path: Path, text: str, settings: dict[str, str]
+) -> None:
+    stock.save_captioner(toy_captioner(text=text), tmp_path / "m")
+    plain = stock.read_captioner(tmp_path / "m")
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    del plain
+    captioner = limner.load_captioner(tmp_path / "m", device="cpu", **settings)
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    if can_pack(captioner.vlm.encoder):
+        matrices = [m.weight for m in captioner.vlm.encoder.modules() if type(m) is torch.nn.Linear]
+        assert matrices and all(weight.is_meta for weight in matrices)
+    assert captioner.caption(toy_picture())

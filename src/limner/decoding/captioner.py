@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoder, StepModel, get_decoder, is_sure, step_model
@@ -145,8 +147,8 @@ def load_captioner(
 ) -> Captioner:
     """A captioner from a model directory or a hub id.
 
-    In another precision than fp32, or quantized, its language model is held once, packed for decoding: of
-    ``vlm.language_model`` only the embedding is then of use.
+    In another precision than fp32, or quantized, encoder and language model are held once, packed: of ``vlm`` the
+    matrices are then gone, and all it can do is caption.
 
     Args:
         model: a folder that `limner train` wrote (a stock LLaVA checkpoint, or stock parts), or a hub id.
@@ -170,11 +172,21 @@ def load_captioner(
     native = multiplies(choice.dtype, choice.device) or not is_known(vlm.language_model)
     vlm.keep_frozen_in(choice.dtype if native else torch.float32)
     vlm.to(choice.device)
-    vlm.pack_encoder()
-    steps = step_model(
-        vlm.language_model,
-        dtype=None if native else choice.dtype,
-        quantize=quantize,
-        release=quantize is not None or choice.dtype != torch.float32,
-    )
+    release = quantize is not None or choice.dtype != torch.float32
+    if release and choice.device.type == "cpu":
+        _leave_file(vlm)
+    vlm.pack_encoder(release)
+    dtype = None if native else choice.dtype
+    steps = step_model(vlm.language_model, dtype=dtype, quantize=quantize, release=release)
     return Captioner(vlm, choice, steps)
+
+
+def _leave_file(vlm: PrefixConditioningVLM) -> None:
+    """Weights that were read are views of a mapped file, which stays in memory as a whole while one of them is in
+    use. All that is not to be packed gets memory of its own."""
+    words = vlm.embed_tokens.weight
+    maps = [m for part in (vlm.encoder, vlm.decoder) for m in part.modules() if type(m) in (nn.Linear, Conv1D)]
+    packable = {id(module.weight) for module in maps}
+    for parameter in vlm.parameters():
+        if parameter is words or id(parameter) not in packable:
+            parameter.data = parameter.data.clone()
