@@ -54,9 +54,12 @@ def test_cell_labels_tell_each_shape_at_its_own_patch():
     lone = scene(None, ("small white circle", ((0.5, 0.99, 0.08),)))
     labels, _ = cell_labels([two, lone], 4)
     assert labels.shape == (2, 16, len(QUESTIONS))
-    # size, colour, shape, count - 1, relation (none, left, right, above, below), column, row
-    expected = {(0, 7): (1, 3, 2, 0, 2, 2, 0), (0, 0): (0, 0, 3, 1, 1, 0, 0), (0, 8): (0, 0, 3, 1, 1, 0, 1)}
-    expected[1, 14] = (0, 4, 0, 0, 0, 1, 2)
+    # size, colour, shape, count - 1, relation (none, left, right, above, below), those four of the other group,
+    # column, row
+    triangle, stars, nobody = (1, 3, 2, 0), (0, 0, 3, 1), (NOTHING,) * 4
+    expected = {(0, 7): (*triangle, 2, *stars, 2, 0)}
+    expected |= {(0, 0): (*stars, 1, *triangle, 0, 0), (0, 8): (*stars, 1, *triangle, 0, 1)}
+    expected[1, 14] = (0, 4, 0, 0, 0, *nobody, 1, 2)
     for (row, cell), answers in expected.items():
         assert tuple(labels[row, cell].tolist()) == answers
     assert (labels != NOTHING).any(-1).sum() == len(expected)
@@ -73,8 +76,10 @@ def test_an_answer_that_would_make_the_scene_a_held_out_one_is_no_alternative():
             question: picked.nonzero().flatten().tolist() for question, picked in answers.items() if picked.any()
         }
     circle, square, red = SHAPES.index("circle"), SHAPES.index("square"), list(COLOURS).index("red")
-    assert named.pop(0) == {"shape": [circle, square]}
-    assert named.pop(2) == {"colour": [red, list(COLOURS).index("white")], "shape": [circle], "count": [2]}
+    triangle = {"shape": [circle, square]}
+    stars = {"colour": [red, list(COLOURS).index("white")], "shape": [circle], "count": [2]}
+    assert named.pop(0) == triangle | {f"other {question}": answers for question, answers in stars.items()}
+    assert named.pop(2) == stars | {f"other {question}": answers for question, answers in triangle.items()}
     assert not any(named.values())
 
 
@@ -113,8 +118,10 @@ def test_what_training_never_shows_is_not_learned_from_its_absence(task: SceneTa
 
 def test_heads_ask_only_where_there_is_a_shape():
     torch.manual_seed(0)
-    heads, features = CellHeads(8), torch.randn(2, 16, 8)
-    labels, untold = cell_labels([make_scene(0), make_scene(1)], 4)
+    scenes = [make_scene(index) for index in range(6)]
+    assert {len(scene.groups) for scene in scenes} == {1, 2}
+    heads, features = CellHeads(8), torch.randn(6, 16, 8)
+    labels, untold = cell_labels(scenes, 4)
     loss = heads(features, labels, untold)
     # by hand: presence over all patches, each question over the patches with a shape
     present = labels[..., 0] != NOTHING
@@ -122,13 +129,14 @@ def test_heads_ask_only_where_there_is_a_shape():
     by_hand = -torch.where(present, out[..., 0].sigmoid().log(), (-out[..., 0]).sigmoid().log()).mean()
     start = 1
     for question, answers in enumerate(QUESTIONS.values()):
-        kept = torch.where(
-            untold[..., start - 1 : start - 1 + answers], 0.0, out[..., start : start + answers].exp()
-        )
-        chances = (out[..., start : start + answers] - kept.sum(-1, keepdim=True).log())[present]
-        by_hand -= chances.gather(1, labels[..., question][present][:, None]).mean()
+        asked, row = labels[..., question] != NOTHING, slice(start, start + answers)
+        possible = torch.where(untold[..., start - 1 : start - 1 + answers], 0.0, out[..., row].exp())
+        chances = (out[..., row] - possible.sum(-1, keepdim=True).log())[asked]
+        by_hand -= chances.gather(1, labels[..., question][asked][:, None]).mean()
         start += answers
     torch.testing.assert_close(loss, by_hand)
+    lone = [number for number, scene in enumerate(scenes) if scene.relation is None]
+    assert heads(features[lone], labels[lone], untold[lone]).isfinite()  # nobody is asked of another group
 
 
 def test_help_adds_to_the_caption_loss_and_only_in_training(task: SceneTask):

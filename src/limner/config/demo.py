@@ -17,7 +17,7 @@ class DemoConfig(TrainSettings):
     The defaults are the recipe that docs/LOG.md measures; change one and the figures are yours, not the demo's.
     """
 
-    steps: int = Field(default=3000, ge=1)
+    steps: int = Field(default=2200, ge=1)
     """Optimizer steps. The length does not depend on the clock, so equal seeds give equal models."""
     test_scenes: int = Field(default=500, ge=8)
     """Scenes that are captioned at the end, of each kind: unseen ones, and ones with held-out combinations."""

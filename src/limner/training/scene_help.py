@@ -2,8 +2,9 @@
 
 A captioner from nothing learns slowly from captions alone: the words come long before any use of the picture, and
 until the picture is used nothing tells the encoder what to see. Scenes know their shapes, so every patch with the
-centre of a shape is asked what that shape is, how many like it there are, and where the other group lies; every
-patch is asked whether it has one. The heads are thrown away: nothing of them is in the saved model.
+centre of a shape is asked what that shape is, how many like it there are, where the other group lies and what that
+is, so that the patch comes to hold a whole sentence; every patch is asked whether it has a shape. The heads are
+thrown away: nothing of them is in the saved model.
 
 What training never shows must not be learned from its absence. No small blue thing of the training scenes is a
 circle; a model that is asked for the shape of each of them learns the rule instead of the looks, and then sees
@@ -25,21 +26,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from limner.data.scene_drawing import COLOURS, SHAPES
-from limner.data.scenes import OPPOSITES, SIZES, Scene
+from limner.data.scenes import COUNT_WORDS, OPPOSITES, SIZES, Scene
 
 NOTHING = -100
-"""The label of a patch without a shape; cross-entropy leaves it out."""
+"""The label of a patch without a shape, and of what is asked of another group where there is none: left out."""
 SIZE_NAMES, COLOUR_NAMES, RELATIONS = list(SIZES), list(COLOURS), [None, *OPPOSITES]
+KIND_QUESTIONS = {"size": len(SIZES), "colour": len(COLOURS), "shape": len(SHAPES), "count": len(COUNT_WORDS)}
 QUESTIONS = {
-    "size": len(SIZES),
-    "colour": len(COLOURS),
-    "shape": len(SHAPES),
-    "count": 4,
+    **KIND_QUESTIONS,
     "relation": len(RELATIONS),
+    **{f"other {question}": answers for question, answers in KIND_QUESTIONS.items()},
     "column": 3,
     "row": 3,
 }
-"""What is asked of a patch with a shape, and how many answers there are."""
+"""What is asked of a patch with a shape, and how many answers there are: of its own group, of the relation to the
+other group and of that group, and of the shape's own place."""
 FIRST = (0, *itertools.accumulate(QUESTIONS.values()))
 """Where each question's answers begin in the row of all A answers."""
 
@@ -70,15 +71,19 @@ def cell_labels(scenes: Sequence[Scene], grid: int) -> tuple[torch.Tensor, torch
 
 def _answers(scene: Scene) -> list[tuple[int, ...]]:
     """For each group the answers to all questions but those after a shape's own place."""
-    return [
+    kinds = [
         (
             SIZE_NAMES.index(group.kind.size),
             COLOUR_NAMES.index(group.kind.colour),
             SHAPES.index(group.kind.shape),
             group.count - 1,
-            RELATIONS.index(relation),
         )
-        for group, relation in zip(scene.groups, scene.relations, strict=False)
+        for group in scene.groups
+    ]
+    others = kinds[::-1] if len(kinds) == 2 else [(NOTHING,) * len(KIND_QUESTIONS)]
+    return [
+        (*own, RELATIONS.index(relation), *other)
+        for own, relation, other in zip(kinds, scene.relations, others, strict=False)
     ]
 
 
@@ -97,5 +102,6 @@ class CellHeads(nn.Module):
         loss = F.binary_cross_entropy_with_logits(presence[..., 0], present.to(presence.dtype))
         answers = answers.masked_fill(untold, -torch.inf)
         for logits, wanted in zip(answers.split([*QUESTIONS.values()], dim=-1), labels.unbind(-1), strict=True):
-            loss = loss + F.cross_entropy(logits[present], wanted[present])
+            asked = wanted != NOTHING  # (N, P)
+            loss = loss + F.cross_entropy(logits[asked], wanted[asked], reduction="sum") / asked.sum().clamp(min=1)
         return loss
