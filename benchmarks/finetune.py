@@ -355,8 +355,6 @@ def machine(device: str) -> str:
 
 def serve(options: argparse.Namespace) -> None:
     """A side: prints a line when it is ready, then takes a step for each line it reads."""
-    import resource
-
     import torch
 
     if options.keep_freed:
@@ -369,7 +367,8 @@ def serve(options: argparse.Namespace) -> None:
         print("ready", flush=True)
         for _ in sys.stdin:
             wall, work = timed(step, options.device)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+            # Not getrusage's, which begins with the peak of the process that started this one.
+            peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**10
             if options.device == "cuda":
                 peak = torch.cuda.max_memory_allocated() / 2**20
             print(json.dumps({"wall": wall, "work": work, "peak_mb": peak}), flush=True)

@@ -124,6 +124,20 @@ def test_compiled_layers_keep_no_dropped_inputs() -> None:
     assert len(states) == 2 * len(stack.layers) - 1  # the last layer's second sum is made for labels only
 
 
+def test_of_the_feed_forward_only_gate_and_up_are_kept() -> None:
+    stack, x, kept = AdaptedStack(adapted("llama").get_base_model()), embeds(), set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape[-1] % 48 == 0 and tensor.shape[:2] == x.shape[:2]:
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = ours(stack, x)
+    assert len(kept) == len(stack.layers) - 1  # side by side; of the last layer, for labels only
+    states.sum().backward()
+
+
 class SameDrops(nn.Module):
     """A dropout whose mask depends on nothing but the shape of what is dropped."""
 

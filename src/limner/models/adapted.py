@@ -222,12 +222,19 @@ def _layer(
         x, mixed = x.view(B * T, D)[at], mixed.view(B * T, H * K)[at]
     x = x + dropout(weights.output(mixed, training), p)
     inner = weights.expand(weights.feed_forward_norm(x), training)  # (..., F) or (..., 2 F)
-    if shape.gated:
-        gate, up = inner.chunk(2, -1)
-        inner = _ACTIVATIONS[shape.activation](gate) * up
+    if shape.gated and torch.compiler.is_compiling():
+        inner = _gated(inner, shape.activation)
+    elif shape.gated:  # the activated gate is made again in the backward pass, as compiled code does by itself
+        inner = checkpoint(_gated, inner, shape.activation, use_reentrant=False, preserve_rng_state=False)
     else:
         inner = _ACTIVATIONS[shape.activation](inner)
     return x + dropout(weights.contract(inner, training), p)
+
+
+def _gated(inner: Tensor, activation: str) -> Tensor:
+    """Gate and up, (..., 2 F) -> (..., F)."""
+    gate, up = inner.chunk(2, -1)
+    return _ACTIVATIONS[activation](gate) * up
 
 
 def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
