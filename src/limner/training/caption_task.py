@@ -53,6 +53,8 @@ class CaptionLoss(nn.Module):
         """The decoder as it is trained fastest; None: as transformers runs it."""
         self.flex = False
         """Attention by FlexAttention, which skips blocks that nothing looks at, instead of a dense mask."""
+        self.untold_logit = 0.0
+        """What is added to the logit of an untold token."""
 
     def adapt(self) -> None:
         """Takes the fast stack where it computes such a decoder. The model must stand where it is to train."""
@@ -84,7 +86,7 @@ class CaptionLoss(nn.Module):
         Args:
             picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
             weights: (L,) what each label's cross-entropy is multiplied by; None: 1.
-            untold: (U, 2) pairs of a label's number and a token that is left out of its softmax.
+            untold: (U, 2) pairs of a label's number and a token whose logit there gets `untold_logit` added.
         """
         vlm = self.vlm
         features = picture if picture.dim() == 3 else self.features(picture)  # (N, P, Dv)
@@ -105,7 +107,7 @@ class CaptionLoss(nn.Module):
             return summed_cross_entropy(hidden, matrix, labels, compiled=compiled)
         logits = vlm.head(hidden).float()  # (L, V)
         if untold is not None:
-            logits = logits.index_put(tuple(untold.mT), logits.new_tensor(-torch.inf))
+            logits = logits.index_put(tuple(untold.mT), logits.new_tensor(self.untold_logit), accumulate=True)
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:

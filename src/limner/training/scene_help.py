@@ -8,9 +8,9 @@ thrown away: nothing of them is in the saved model.
 
 What training never shows must not be learned from its absence. No small blue thing of the training scenes is a
 circle; a model that is asked for the shape of each of them learns the rule instead of the looks, and then sees
-squares where there are small blue circles. So an answer that would make the scene a held-out one is no alternative:
-it is left out of the softmax, here and among a caption's words. That is logit adjustment (Menon et al. 2021,
-arXiv:2007.07314) by the training data's own frequencies, for those that are zero.
+squares where there are small blue circles. So an answer that would make the scene a held-out one counts as rare,
+not as absent, here and among a caption's words: `UNTOLD` is added to its logit in training. That is logit
+adjustment (Menon et al. 2021, arXiv:2007.07314).
 
 N: scenes of a batch. P = G * G: patches, and prefix tokens. Dv: the encoder's width. F: questions. A: all answers.
 """
@@ -28,6 +28,9 @@ from torch.nn import functional as F
 from limner.data.scene_drawing import COLOURS, SHAPES
 from limner.data.scenes import COUNT_WORDS, OPPOSITES, SIZES, Scene
 
+UNTOLD = -3.0
+"""The log of the frequency, 1 in 20, that is assumed for what training never shows. Were it left out altogether,
+nothing would tell small white circles from the small white squares that are held out, and they were mixed up."""
 NOTHING = -100
 """The label of a patch without a shape, and of what is asked of another group where there is none: left out."""
 SIZE_NAMES, COLOUR_NAMES, RELATIONS = list(SIZES), list(COLOURS), [None, *OPPOSITES]
@@ -96,11 +99,11 @@ class CellHeads(nn.Module):
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, untold: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of each question, summed: features (N, P, Dv), labels (N, P, F), untold answers
-        (N, P, A), which are left out of the softmax -> scalar."""
+        (N, P, A) -> scalar."""
         present = labels[..., 0] != NOTHING  # (N, P)
         presence, answers = self.answers(features).split([1, untold.shape[-1]], dim=-1)
         loss = F.binary_cross_entropy_with_logits(presence[..., 0], present.to(presence.dtype))
-        answers = answers.masked_fill(untold, -torch.inf)
+        answers = answers + UNTOLD * untold
         for logits, wanted in zip(answers.split([*QUESTIONS.values()], dim=-1), labels.unbind(-1), strict=True):
             asked = wanted != NOTHING  # (N, P)
             loss = loss + F.cross_entropy(logits[asked], wanted[asked], reduction="sum") / asked.sum().clamp(min=1)

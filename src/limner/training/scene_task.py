@@ -18,7 +18,7 @@ from limner.models.captioner import PrefixConditioningVLM, build_captioner
 from limner.models.trained import TrainedStack
 from limner.training.caption_inputs import pixel_inputs
 from limner.training.caption_task import CaptionLoss, CaptionTask
-from limner.training.scene_help import CellHeads, cell_labels
+from limner.training.scene_help import UNTOLD, CellHeads, cell_labels
 from limner.training.scratch import scratch_decoder, scratch_encoder, scratch_tokenizer
 from limner.training.task import Batch, ParameterGroup, Progress
 
@@ -48,7 +48,7 @@ class SceneLoss(CaptionLoss):
 
     def __init__(self, vlm: PrefixConditioningVLM, help_weight: float) -> None:
         super().__init__(vlm)
-        self.help_weight = help_weight
+        self.help_weight, self.untold_logit = help_weight, UNTOLD
         if help_weight:
             self.heads = CellHeads(vlm.projection.linear_1.in_features)
 
@@ -137,8 +137,8 @@ class SceneTask(CaptionTask):
         return f"scene-{self.config.seed}-train-{index:06d}"
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
-        """Training: some captions of each scene, the labels of the helping heads, and what is no alternative to
-        either (see `limner.training.scene_help`). Validation: all captions."""
+        """Training: some captions of each scene, the labels of the helping heads, and what training never shows in
+        the place of either (see `limner.training.scene_help`). Validation: all captions."""
         if split == "validation":
             scenes = [self.validation[index] for index in indices]
             captions = [self.records[split][index].captions for index in indices]
@@ -165,7 +165,7 @@ class SceneTask(CaptionTask):
     def _untold(
         self, scenes: Sequence[Scene], captions: Sequence[Sequence[str]], tokens: Sequence[Sequence[Sequence[int]]]
     ) -> torch.Tensor:
-        """(U, 2) int64: the label's number in the batch, and a token that is no alternative to it."""
+        """(U, 2) int64: the label's number in the batch, and a token that training never shows in its place."""
         untold, labels = [], 0
         for scene, texts, ids in zip(scenes, captions, tokens, strict=True):
             for text, of_text in zip(texts, ids, strict=True):
