@@ -86,3 +86,7 @@ def test_recordings_are_small_whole_and_only_to_be_looked_at(
     assert [run["id"] for run in make_client().get("/api/runs").json()["runs"]] == ["own"]
     with pytest.raises(ValueError, match="not complete"):
         recording.record(Run(write_run(runs_dir, "half", [1.0], complete=False)), points=50)
+    monkeypatch.setattr(recording, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="fewer --points"):
+        recording.record(Run(tmp_path / "made" / "shown"), points=50)
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[0])  # the earlier one stays

@@ -1,6 +1,6 @@
 """Makes the small recording of a run that comes with Limner (`limner serve --demo`).
 
-    python -m limner.server.recording RUN_FOLDER [--points 700]
+    python -m limner.server.recording RUN_FOLDER [--points 500]
 
 Of the metrics every k-th event is kept, and those before and after a validation; everything else of the log is kept
 whole, less what tells of the machine. Numbers are shortened, events are numbered anew, and the pictures come along.
@@ -33,7 +33,7 @@ def record(run: Run, points: int) -> Path:
     events = EventReader(run.events_path).read()
     if not events or events[-1]["type"] != "complete":
         raise ValueError(f"Run '{run.name}' is not complete; record a whole one.")
-    target = RECORDED / run.name
+    target = RECORDED / f".{run.name}"  # beside the earlier one, which stays until this one is whole
     shutil.rmtree(target, ignore_errors=True)
     for folder in ("commands", "checkpoints", "samples"):
         (target / folder).mkdir(parents=True)
@@ -53,7 +53,8 @@ def record(run: Run, points: int) -> Path:
     if size > MOST_BYTES:
         shutil.rmtree(target)
         raise ValueError(f"The recording has {size:,} bytes, more than {MOST_BYTES:,}; give fewer --points.")
-    return target
+    shutil.rmtree(RECORDED / run.name, ignore_errors=True)
+    return target.rename(RECORDED / run.name)
 
 
 def thinned(events: list[Event], points: int) -> list[Event]:
@@ -85,7 +86,7 @@ def _short(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--points", type=int, default=700)
+    parser.add_argument("--points", type=int, default=500)
     args = parser.parse_args()
     print(record(Run(args.run.resolve()), args.points))
 
