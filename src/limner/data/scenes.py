@@ -253,31 +253,31 @@ def _phrase(group: Group) -> list[tuple[str, ...]]:
 
 def _branches(template: Sequence[tuple[str, ...]], said: tuple[str, ...]) -> set[tuple[int, str]]:
     """What a sentence may go on with at each place of ``said``, as long as it agrees with it: (place, word)."""
-    branches, place = set(), 0
+    branches: set[tuple[int, str]] = set()
+    place = 0
     # The opening may be empty, and then the words after it come first: three slots are taken as one.
-    for slot in (_beginnings(*template[:3]), *map(_alternatives, template[3:])):
-        agreed = 0
-        for words in slot:
-            for number, word in enumerate(words, place):
-                branches.add((number, word))
-                if said[number : number + 1] != (word,):
-                    break
-            else:
-                agreed = len(words)  # no alternative begins with another one
-        if not agreed:
-            break
-        place += agreed
+    for ways in (_ways(*template[:3]), *map(_ways, template[3:])):
+        while ways:
+            branches.update((place, word) for word in ways)
+            if place == len(said) or said[place] not in ways:
+                return branches
+            ways, place = ways[said[place]], place + 1
     return branches
 
 
-@lru_cache
-def _alternatives(slot: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(alternative.split()) for alternative in slot)
+Ways = dict[str, "Ways"]
+"""The words that may come next, each with what may come after it; none: the slots are filled."""
 
 
-@lru_cache
-def _beginnings(*slots: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    return _alternatives(tuple(" ".join(words) for words in itertools.product(*slots)))
+@lru_cache(maxsize=1024)
+def _ways(*slots: tuple[str, ...]) -> Ways:
+    """All ways to fill the slots. None of them begins with another one."""
+    ways: Ways = {}
+    for words in itertools.product(*slots):
+        following = ways
+        for word in " ".join(words).split():
+            following = following.setdefault(word, {})
+    return ways
 
 
 def vocabulary() -> list[str]:
