@@ -27,15 +27,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from limner.decoding import Prefix, get_decoder, step_model
 from limner.decoding.weights import num_parameters, read_weights
 from limner.device import keep_freed_memory
+from limner.training.meter import peak_memory_mb
 
 PREFIX, NEW = 196, 30
 WORKLOADS = {"1 greedy": (1, 1), "1 x 3 beams": (1, 3), "16 greedy": (16, 1), "16 x 3 beams": (16, 3)}
@@ -162,20 +163,19 @@ def bytes_per_step(lm: Any, name: str, num_pictures: int, num_beams: int) -> flo
 
 
 def print_memory(name: str) -> None:
-    """Of this process; getrusage would tell the peak of the process that started it, where that is higher."""
+    """Of this process."""
     from transformers import GenerationMixin, LlamaForCausalLM  # noqa: F401  they are not the model's memory
 
-    imported = _status_megabytes("VmRSS")
+    imported = _held_megabytes()
     decode = variant(name, smollm(), release=bool(OPTIONS.get(name)))
     decode(0.02 * torch.randn(1, PREFIX, 576), 3, NEW)
     gc.collect()
-    peak, held = (round(_status_megabytes(field) - imported) for field in ("VmHWM", "VmRSS"))
+    peak, held = round(peak_memory_mb() - imported), round(_held_megabytes() - imported)
     print(json.dumps({"variant": name, "peak_mb": peak, "held_mb": held}))
 
 
-def _status_megabytes(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+def _held_megabytes() -> float:
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def speed(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModel, SiglipVisionConfig
 
 from limner.device import keep_freed_memory
 from limner.models.encoder import tower_up_to
-from limner.models.packed import can_pack, packed
+from limner.models.packed import can_pack, in_pieces, packed
 
 Variant = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,7 +37,7 @@ def variants() -> dict[str, Variant]:
         assert tower is not None
         made[f"limner {name}, unpacked"] = _last_state(tower, model.dtype)
         if can_pack(tower):
-            made[f"limner {name}"] = _one_by_one(_last_state(packed(tower), model.dtype), model.dtype)
+            made[f"limner {name}"] = _in_pieces(packed(tower), model.dtype)
     made["plain bf16"] = lambda x: half(x.bfloat16(), output_hidden_states=True).hidden_states[-2]
     return made
 
@@ -46,9 +46,9 @@ def _last_state(tower: torch.nn.Module, dtype: torch.dtype) -> Variant:
     return lambda x: tower(x.to(dtype)).last_hidden_state
 
 
-def _one_by_one(run: Variant, dtype: torch.dtype) -> Variant:
-    """As the captioner does it: in bf16 a picture at a time."""
-    return run if dtype != torch.bfloat16 else lambda x: torch.cat([run(part) for part in x.split(1)])
+def _in_pieces(tower: torch.nn.Module, dtype: torch.dtype) -> Variant:
+    """As the captioner does it."""
+    return lambda x: in_pieces(lambda part: tower(part).last_hidden_state, x.to(dtype))
 
 
 @torch.inference_mode()

@@ -357,6 +357,8 @@ def serve(options: argparse.Namespace) -> None:
     """A side: prints a line when it is ready, then takes a step for each line it reads."""
     import torch
 
+    from limner.training.meter import peak_memory_mb
+
     if options.keep_freed:
         from limner.device import keep_freed_memory
 
@@ -367,10 +369,8 @@ def serve(options: argparse.Namespace) -> None:
         print("ready", flush=True)
         for _ in sys.stdin:
             wall, work = timed(step, options.device)
-            # Not getrusage's, which begins with the peak of the process that started this one.
-            peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**10
-            if options.device == "cuda":
-                peak = torch.cuda.max_memory_allocated() / 2**20
+            on_gpu = options.device == "cuda"
+            peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
             print(json.dumps({"wall": wall, "work": work, "peak_mb": peak}), flush=True)
 
 

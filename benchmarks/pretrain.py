@@ -258,7 +258,7 @@ def trainer_steps(options: argparse.Namespace) -> Iterator[float]:
 
 
 def serve(options: argparse.Namespace) -> None:
-    import resource
+    from limner.training.meter import peak_memory_mb
 
     if options.keep_freed:
         from limner.device import keep_freed_memory
@@ -271,8 +271,7 @@ def serve(options: argparse.Namespace) -> None:
         began, spent = time.perf_counter(), time.process_time()
         loss = next(stepper)
         seconds, spent = time.perf_counter() - began, time.process_time() - spent
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(json.dumps({"seconds": seconds, "cpu": spent, "loss": loss, "peak_mb": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu": spent, "loss": loss, "peak_mb": peak_memory_mb()}), flush=True)
 
 
 # ---- the parent ---------------------------------------------------------------------------------------------

@@ -73,9 +73,8 @@ class CachedStepModel:
 
         def packed(matrix: Matrix, pair: bool = False) -> Linear:
             linear = pack(self._paired(matrix) if pair else matrix, of_weights, quantize)
-            if (
-                release and matrix.weights[0].data_ptr() != weights.embedding.data_ptr()
-            ):  # else it is needed as that
+            # A tied head is the embedding too, and stays.
+            if release and matrix.weights[0].data_ptr() != weights.embedding.data_ptr():
                 matrix.release()
             return linear
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner.models.packed import given_up
+
 
 @dataclass
 class Matrix:
@@ -28,7 +30,7 @@ class Matrix:
         """Takes the weights from here and from their modules, which keep their shape (on the meta device)."""
         self.weights.clear()
         for module in self.modules:
-            module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+            module.weight = given_up(module.weight)
 
 
 @dataclass

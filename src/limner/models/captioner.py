@@ -28,7 +28,7 @@ from limner.models import encoder as encoders
 from limner.models.decoder import Say
 from limner.models.hub import seeded
 from limner.models.lora import Lora, add_lora
-from limner.models.packed import can_pack, packed
+from limner.models.packed import can_pack, given_up, in_pieces, packed
 from limner.models.projection import ProjectionHead, ProjectionType
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ class PrefixConditioningVLM(nn.Module):
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         layer = self.feature_layer if self.__dict__["_tower"] is None else None
-        tower = self.__dict__["_packed"] or self.tower
-        # A CPU's matrix units outrun its memory: what one picture's layer leaves behind stays in the cache, what
-        # sixteen pictures' does, not (docs/LOG.md: 40 against 51 ms a picture).
-        alone = tower is not self.tower and pixels.dtype == torch.bfloat16
-        parts = pixels.split(1) if alone else (pixels,)
-        return torch.cat([encoders.as_row(encoders.encode(tower, part, layer)) for part in parts])
+        packed_tower = self.__dict__["_packed"]
+
+        def run(pixels: torch.Tensor) -> torch.Tensor:
+            return encoders.as_row(encoders.encode(packed_tower or self.tower, pixels, layer))
+
+        return in_pieces(run, pixels) if packed_tower else run(pixels)
 
     def prefix_embeds(self, features: torch.Tensor) -> torch.Tensor:
         """(B, P, Dv) -> (B, P, D), in the dtype of the language model's embeddings."""
@@ -248,7 +248,7 @@ class PrefixConditioningVLM(nn.Module):
                 for module in self.encoder.modules():
                     for name, parameter in module._parameters.items():
                         if parameter is not None and id(parameter) not in used:
-                            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+                            module._parameters[name] = given_up(parameter)
         return self.__dict__["_packed"] is not None
 
     def _unpack_encoder(self) -> None:

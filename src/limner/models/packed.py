@@ -8,6 +8,7 @@ reordered and apply the activation while the product's tile is in cache; inducto
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,10 +74,26 @@ def packed(module: nn.Module, release: bool = False) -> nn.Module:
     return twin
 
 
+def in_pieces(run: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """``run`` of a packed encoder over (B, 3, H, W); in bf16 a picture at a time.
+
+    A CPU's matrix units outrun its memory: what one picture's layer leaves behind stays in the cache, what sixteen
+    pictures' does, not (docs/LOG.md: 40 against 51 ms a picture).
+    """
+    if pixels.dtype != torch.bfloat16:
+        return run(pixels)
+    return torch.cat([run(picture) for picture in pixels.split(1)])
+
+
+def given_up(weight: torch.Tensor) -> nn.Parameter:
+    """What stands in the place of a weight that is held elsewhere, packed: its shape, on the meta device."""
+    return nn.Parameter(weight.to("meta"), requires_grad=False)
+
+
 def _packed_linear(linear: nn.Linear, activation: tuple[str, str], release: bool) -> PackedLinear:
     twin = PackedLinear(linear, activation)
     if release:
-        linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+        linear.weight = given_up(linear.weight)
     return twin
 
 

@@ -49,7 +49,7 @@ FIRST = (0, *itertools.accumulate(QUESTIONS.values()))
 
 
 def cell_labels(scenes: Sequence[Scene], grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The answers for every patch, and those that are no alternatives to them.
+    """The answers for every patch, and those that training never shows in their place.
 
     Returns:
         labels (N, P, F) int64; all `NOTHING` where a patch has no shape's centre. Where two small shapes share a
