@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ import torch
 from limner import device
 from limner.decoding import linear
 from limner.decoding.weights import Matrix
+
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 OUT, IN = 96, 80
 KERNELS: dict[str, tuple[Callable[[], bool], float]] = {
@@ -19,6 +24,15 @@ KERNELS: dict[str, tuple[Callable[[], bool], float]] = {
     "_Int8In16": (device.has_fbgemm, 0.025),
     "_Widened": (lambda: True, 0.012),
 }
+
+
+def product(kernel: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """The second of two matrices, as scripts call it."""
+    both = kernel([Matrix([torch.zeros(OUT, IN)], [None]), Matrix([weight], [bias])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(both)
+    return lambda x: script(x, 1)
 
 
 def matrix(bias: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -34,7 +48,7 @@ def test_a_kernel_multiplies(name: str, bias: bool) -> None:
     if not has():
         pytest.skip("this processor has no such instruction")
     weight, offset = matrix(bias)
-    packed = getattr(linear, name)(weight, offset)
+    packed = product(getattr(linear, name), weight, offset)
     x = torch.randn(7, 3, IN, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 7)[:, None, None]
     found = packed(x).double()
     if offset is not None:
@@ -51,7 +65,7 @@ def test_a_kernel_warns_of_nothing(name: str) -> None:
     """torch means to retire scripts and quantized tensors, which is nothing that a user can mend."""
     if not KERNELS[name][0]():
         pytest.skip("this processor has no such instruction")
-    packed = getattr(linear, name)(*matrix())
+    packed = product(getattr(linear, name), *matrix())
     for _ in range(3):  # scripts are optimised in their second call
         packed(torch.ones(2, IN))
 
@@ -62,7 +76,7 @@ def test_rows_do_not_see_each_other(name: str) -> None:
     if not KERNELS[name][0]():
         pytest.skip("this processor has no such instruction")
     weight, offset = matrix()
-    packed = getattr(linear, name)(weight, offset)
+    packed = product(getattr(linear, name), weight, offset)
     x = torch.randn(9, IN, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 3, 9)[:, None]
     x[4] = 0
     together = packed(x)
@@ -80,8 +94,40 @@ def test_the_largest_values_do_not_overflow() -> None:
     weight[1::2] = -1
     x = torch.ones(2, 256)
     x[1] = -1
-    packed = linear.pack(Matrix([weight], [None]), torch.float32, "int8")
-    torch.testing.assert_close(packed(x), x @ weight.T)
+    matrices = [Matrix([weight], [None])]
+    packed = linear.kernel(matrices, torch.float32, "int8")(matrices)
+    torch.testing.assert_close(packed(x, 0), x @ weight.T)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", [*KERNELS, "_Shared", "_Plain"])
+def test_a_script_says_what_its_python_says(name: str, bias: bool) -> None:
+    """Bit for bit; also of kernels that this machine would not choose, whose sums may overflow alike."""
+    if name in ("_Half", "_Int8In16") and not device.has_fbgemm():
+        pytest.skip("this torch has no FBGEMM")
+    kernel: Any = getattr(linear, name)
+    if name == "_Plain":
+        kernel = partial(kernel, dtype=torch.bfloat16)
+    weight, offset = matrix(bias)
+    plain, script = kernel([Matrix([weight], [offset])]), product(kernel, weight, offset)
+    for rows in (1, 3, 20):
+        x = torch.randn(rows, 2, IN, generator=torch.Generator().manual_seed(3))
+        assert torch.equal(plain(x, 0), script(x))
+        assert torch.equal(plain(x, 0), script(x))  # optimised in its second call
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_layout_of_onednn_multiplies_the_same() -> None:
+    """In fp32, which every machine multiplies, through the branch that bf16 takes in hardware."""
+    weight, offset = matrix()
+    plain = linear._Plain([Matrix([weight], [offset])], torch.float32)
+    x = torch.randn(2, 3, IN)
+    wanted = plain(x, 0)
+    plain.weights, plain.packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None)], True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(plain)
+    torch.testing.assert_close(script(x, 0), wanted)
 
 
 def test_the_kernel_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +136,10 @@ def test_the_kernel_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(linear, "multiplies_int8", lambda: int8)
         monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
         monkeypatch.setattr(linear, "multiplies", lambda dtype, where: bf16 or dtype == torch.float32)
-        whole = Matrix([torch.ones(8, 8)], [None])
+        matrices = [Matrix([torch.ones(8, 8)], [None])]
         packed = [
-            linear.pack(whole, torch.float32, None),
-            linear.pack(whole, torch.bfloat16, None),
-            linear.pack(whole, torch.float32, "int8"),
+            linear.kernel(matrices, dtype, quantize)(matrices)
+            for dtype, quantize in ((torch.float32, None), (torch.bfloat16, None), (torch.float32, "int8"))
         ]
         return tuple(type(p).__name__ for p in packed)  # type: ignore[return-value]
 

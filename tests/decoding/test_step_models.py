@@ -22,7 +22,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from limner.decoding import Prefix, StepModel, get_decoder, step_model
+from limner.decoding import Prefix, StepModel, cached_lm, get_decoder, linear, step_model
 from limner.decoding.cached_lm import CachedStepModel
 from limner.decoding.step_model import TransformersStepModel
 from limner.models.gpt import GPTConfig, GPTModel
@@ -93,6 +93,39 @@ def test_logits_of_our_gpt(prompts: Any, padded: bool) -> None:
         walk(steps, lambda text: model(text[None])[0, -1], ids, mask if padded else None)
 
 
+@pytest.mark.parametrize("other_machine", [False, True])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"quantize": "int8"}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_scripts_say_what_their_python_says(
+    models: Any,
+    prompts: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    options: dict[str, Any],
+    other_machine: bool,
+) -> None:
+    """Bit for bit: GPUs run the Python. The other machine multiplies 16 bits as they are, and 8 by oneDNN."""
+    if other_machine:
+        monkeypatch.setattr(linear, "multiplies_int8", torch.backends.mkldnn.is_available)
+        monkeypatch.setattr(linear, "multiplies", lambda dtype, where: True)
+        monkeypatch.setattr(cached_lm, "multiplies", lambda dtype, where: True)
+    script = step_model(models[family], **options)
+    monkeypatch.setattr(cached_lm, "_scripted", lambda module, _: module)
+    plain = step_model(models[family], **options)
+    ids, mask = prompts([7, 3, 5])
+    for _ in range(3):  # scripts are optimised in their second call
+        found = [steps.prefill(Prefix(ids=ids, mask=mask), 4, 2) for steps in (script, plain)]
+        assert torch.equal(found[0][0], found[1][0])
+        for tokens, rows in (([3, 4, 5], [0, 0, 1, 1, 2, 2]), ([6, 7, 8, 9, 3, 4], [1, 0, 2, 2, 4, 5])):
+            logits = [
+                steps.step(torch.tensor(tokens), state)
+                for steps, (_, state) in zip((script, plain), found, strict=True)
+            ]
+            assert torch.equal(*logits)
+            for steps, (_, state) in zip((script, plain), found, strict=True):
+                steps.reorder(torch.tensor(rows), state)
+
+
 def test_float64_is_exact(make_model: Any, prompts: Any) -> None:
     model = make_model("gpt2").double()  # transformers' Llama computes its norms and angles in float32
     ids, mask = prompts([7, 3, 5])
@@ -126,7 +159,7 @@ def test_lora_is_merged_into_a_copy(make_model: Any, prompts: Any, family: str) 
 def test_weights_of_the_same_precision_are_shared(models: Any) -> None:
     model = models["llama"]
     steps = CachedStepModel(model)
-    assert steps.layers[0].contract.parts[0][0].data_ptr() == model.model.layers[0].mlp.down_proj.weight.data_ptr()
+    assert steps.layers.contract.weights[0][0].data_ptr() == model.model.layers[0].mlp.down_proj.weight.data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -7,42 +7,177 @@ What it does that a general forward does not:
 - The vocabulary-wide head runs for the last position only; so do, while a prefix is read, the last layer's queries
   and feed-forward.
 - Matrices are packed for the machine (`linear`), in fp32, bf16 or int8; the residual stream stays in fp32.
-- Few, small operations: with one row, a step's time beside the weights' bytes is what calling them costs.
+- Few, small operations, on CPUs called by TorchScript: with one row, a step's time beside the weights' bytes is
+  what calling them costs, and from Python that is over twice as much (docs/LOG.md).
 
 Letters in the shape comments:
     A  prefixes running     G  rows (beams) of each     T  positions: P of a prefix, or G     N = A T     S  cached
     H  query heads          Hkv  key-value heads        r = H / Hkv     K  head width         D  model width
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.decoding.kv_state import KVState
-from limner.decoding.linear import Linear, pack
+from limner.decoding.linear import kernel
 from limner.decoding.step_model import Prefix, special_tokens
 from limner.decoding.weights import Matrix, Norm, Weights, read_weights, stacked
 from limner.device import give_back_freed_memory, multiplies
 
 
-@dataclass
-class _Layer:
-    attention_norm: Norm
-    qkv: Linear
-    attention_output: Linear
-    feed_forward_norm: Norm
-    expand: Linear
-    contract: Linear
+class _Norms(nn.Module):
+    """RMSNorm or LayerNorm, the n-th of several: (..., D) -> (..., D), in the stream's precision."""
+
+    biases: list[Tensor | None]
+
+    def __init__(self, norms: list[Norm], weights: Weights, dtype: torch.dtype) -> None:
+        super().__init__()
+        D = len(norms[0].weight)
+        self.root_mean_square, self.epsilon = weights.root_mean_square, weights.epsilon
+        factor = math.sqrt(D) if self.root_mean_square else 1.0
+        self.weights = [norm.weight.to(dtype) * factor for norm in norms]
+        self.biases = [None if norm.bias is None else norm.bias.to(dtype) for norm in norms]
+        self.least = self.weights[0].new_tensor(math.sqrt(D * weights.epsilon))
+
+    def forward(self, x: Tensor, n: int) -> Tensor:
+        weight = self.weights[n]
+        if self.root_mean_square:
+            # x w / sqrt(mean(x^2) + e) = x (w sqrt(D)) / hypot(|x|, sqrt(D e)); torch's own takes twice the time
+            length = torch.hypot(torch.linalg.vector_norm(x, 2, [-1], True), self.least)
+            return (x * weight).div_(length)
+        return F.layer_norm(x, weight.shape, weight, self.biases[n], self.epsilon)
 
 
-Turn = Tensor | None
-"""Complex (A or 1, T, 1, K / 2), by which queries and keys are turned; None: positions are learned."""
+class _Layers(nn.Module):
+    """What happens to the stream between embedding and head, over whole prefixes (`read`) or one token (`step`).
+
+    Args:
+        dtype: the stream's.
+        packed: the product of all layers' matrices of one kind.
+    """
+
+    def __init__(
+        self, weights: Weights, dtype: torch.dtype, packed: Callable[[list[Matrix], bool], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = weights.num_heads, weights.num_kv_heads
+        self.head_width = weights.head_width
+        self.gated, self.activation = weights.gated, weights.activation
+        layers = weights.layers
+        self.attention_norm = _Norms([layer.attention_norm for layer in layers], weights, dtype)
+        self.qkv = packed([layer.qkv for layer in layers], True)
+        self.attention_output = packed([layer.attention_output for layer in layers], False)
+        self.feed_forward_norm = _Norms([layer.feed_forward_norm for layer in layers], weights, dtype)
+        self.expand = packed([layer.expand for layer in layers], False)
+        self.contract = packed([layer.contract for layer in layers], False)
+
+    @torch.jit.export
+    def read(self, x: Tensor, turn: Tensor | None, caches: list[Tensor], allowed: Tensor | None) -> Tensor:
+        """Whole prefixes, (A, P, D) -> (A, 1, D): in the last layer, only what the last position needs.
+
+        Args:
+            turn: complex (A or 1, P, 1, K / 2), by which queries and keys are turned; None: positions are learned.
+            caches: each layer's (2, A, Hkv, S, K), where keys and values go.
+            allowed: (A, 1, P, P) added to the scores; None: what is causal.
+        """
+        for n, cache in enumerate(caches):
+            query, keys_values = self._heads(x, turn, n)
+            keys, values = cache.narrow(3, 0, x.shape[1]).copy_(keys_values).unbind(0)
+            is_causal = allowed is None
+            if n == len(caches) - 1:
+                query, x, is_causal = query[:, -1:], x[:, -1:], False
+                allowed = None if allowed is None else allowed[:, :, -1:]
+            query = query.to(keys.dtype).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(
+                query, keys, values, attn_mask=allowed, is_causal=is_causal, enable_gqa=True
+            )  # (A, H, P, K)
+            x = self._added(x, mixed.transpose(1, 2).flatten(2), n)
+        return x
+
+    @torch.jit.export
+    def step(
+        self,
+        x: Tensor,
+        turn: Tensor | None,
+        new: list[Tensor],
+        keys: list[Tensor],
+        values: list[Tensor],
+        added: Tensor | None,
+    ) -> Tensor:
+        """One new token of each row, (A, G, D) -> (A, G, D).
+
+        Args:
+            turn: complex (A or 1, 1, 1, K / 2), or None.
+            new, keys, values: `KVState.places`.
+            added: to the scores, (A Hkv, 1, G r, S); None: nothing.
+        """
+        A, G, _ = x.shape
+        Hkv, r = self.num_kv_heads, self.num_heads // self.num_kv_heads
+        for n in range(len(new)):
+            query, keys_values = self._heads(x, turn, n)  # (A, G, H, K)
+            new[n].copy_(keys_values)
+            # Query heads that share keys stand as further queries of one head, beams too: one read of the cache.
+            query = query.to(keys[n].dtype).view(A, G, Hkv, r, -1).transpose(1, 2).reshape(A * Hkv, 1, G * r, -1)
+            mixed = F.scaled_dot_product_attention(query, keys[n], values[n], attn_mask=added)  # (A Hkv, 1, G r, K)
+            x = self._added(x, mixed.view(A, Hkv, G, r, -1).transpose(1, 2).reshape(A, G, -1), n)
+        return x
+
+    def _heads(self, x: Tensor, turn: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+        """Queries (A, T, H, K) and keys with values (2, A, Hkv, T, K) of the stream (A, T, D)."""
+        A, T, _ = x.shape
+        H, Hkv, K = self.num_heads, self.num_kv_heads, self.head_width
+        qkv = self.qkv(self.attention_norm(x, n), n)
+        if turn is not None:
+            qkv = qkv.to(x.dtype)
+            pairs = torch.view_as_complex(qkv.view(A, T, H + 2 * Hkv, K // 2, 2))
+            pairs.narrow(2, 0, H + Hkv).mul_(turn)
+        query, keys_values = qkv.view(A, T, H + 2 * Hkv, K).split_with_sizes([H, 2 * Hkv], 2)
+        return query, keys_values.view(A, T, 2, Hkv, K).permute(2, 0, 3, 1, 4)
+
+    def _added(self, x: Tensor, mixed: Tensor, n: int) -> Tensor:
+        """The stream (A, T, D) with the attention's result (A, T, H K) and the feed-forward added to it."""
+        x += self.attention_output(mixed, n)
+        inner = self.expand(self.feed_forward_norm(x, n), n)
+        if self.gated:
+            gate, up = inner.chunk(2, -1)
+            inner = self._activated(gate).mul_(up)
+        else:
+            inner = self._activated(inner)
+        x += self.contract(inner, n)
+        return x
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.activation == "silu":
+            return F.silu(x)
+        if self.activation == "relu":
+            return F.relu(x)
+        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+
+
+class _Head(nn.Module):
+    """The stream (R, D) after the last layer -> logits (R, V)."""
+
+    def __init__(self, norm: _Norms, product: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.product = norm, product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self.norm(x, 0), 0)
+
+
+def _scripted(module: nn.Module, device: torch.device) -> Any:
+    """The module as TorchScript runs it on a CPU; on a GPU, for which it would compile kernels, as Python does."""
+    if device.type != "cpu":
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to retire scripts, which is nothing that a user can mend
+        return torch.jit.script(module)
 
 
 class CachedStepModel:
@@ -71,39 +206,23 @@ class CachedStepModel:
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
         self.weights: Weights = weights
 
-        def packed(matrix: Matrix, pair: bool = False) -> Linear:
-            linear = pack(self._paired(matrix) if pair else matrix, of_weights, quantize)
-            # A tied head is the embedding too, and stays.
-            if release and matrix.weights[0].data_ptr() != weights.embedding.data_ptr():
-                matrix.release()
-            return linear
+        def packed(matrices: list[Matrix], pair: bool) -> nn.Module:
+            def one_by_one() -> Iterator[Matrix]:
+                for matrix in matrices:
+                    yield self._paired(matrix) if pair else matrix
+                    # A tied head is the embedding too, and stays.
+                    if release and matrix.weights[0].data_ptr() != weights.embedding.data_ptr():
+                        matrix.release()
 
-        self.layers = [
-            _Layer(
-                self._kept(layer.attention_norm),
-                packed(layer.qkv, pair=True),
-                packed(layer.attention_output),
-                self._kept(layer.feed_forward_norm),
-                packed(layer.expand),
-                packed(layer.contract),
-            )
-            for layer in weights.layers
-        ]
-        self.head = packed(weights.head)  # the largest one last, when the others have been released
+            return kernel(matrices, of_weights, quantize)(one_by_one())
+
+        self.layers = _scripted(_Layers(weights, self.stream, packed), self.device)
+        # the largest one last, when the others have been released
+        final_norm = _Norms([weights.final_norm], weights, self.stream)
+        self.head = _scripted(_Head(final_norm, packed([weights.head], False)), self.device)
         if release:
             give_back_freed_memory()
-        self.final_norm = self._kept(weights.final_norm)
-        self.epsilon = torch.tensor(
-            math.sqrt(weights.embedding.shape[1] * weights.epsilon), dtype=self.stream, device=self.device
-        )
         self.rotations = torch.empty(0, weights.head_width // 2, dtype=torch.complex64, device=self.device)
-
-    def _kept(self, norm: Norm) -> Norm:
-        """A norm in the stream's precision; RMSNorm's weight times sqrt(D), as `_normed` wants it."""
-        weight = norm.weight.to(self.stream)
-        if self.weights.root_mean_square:
-            weight = weight * math.sqrt(len(weight))
-        return Norm(weight, None if norm.bias is None else norm.bias.to(self.stream))
 
     def _paired(self, qkv: Matrix) -> Matrix:
         """The map to queries, keys and values as one weight in which the two numbers that a rotation turns stand
@@ -124,17 +243,15 @@ class CachedStepModel:
         positions = prefix.positions(self.device)  # (A or 1, P)
         self._make_rotations(P + max_new_tokens)
         room = P + num_beams * max_new_tokens
-        shape = (len(self.layers), 2, A, weights.num_kv_heads, room, weights.head_width)
+        shape = (len(weights.layers), 2, A, weights.num_kv_heads, room, weights.head_width)
         real = None if prefix.mask is None else prefix.mask.to(self.device)
         state = KVState(shape, self.dtype, positions[:, -1] + 1, P, real)
         allowed = None if real is None else self._causal(real)
         x = self._embedded(prefix.ids, prefix.embeds, positions, state.longest)  # (A, P, D)
         turn = self._turn(positions)
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            x = self._read(layer, x, turn, state.layers[number], allowed, only_last=number == last)
+        x = self.layers.read(x, turn, state.layers, allowed)  # (A, 1, D)
         state.used = P
-        return self._logits(x[:, -1]), state
+        return self.head(x[:, 0]), state
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, state: KVState) -> Tensor:
@@ -143,10 +260,9 @@ class CachedStepModel:
         positions = state.position[:, None]  # (A or 1, 1)
         x = self._embedded(state.by_slot(tokens).view(A, G), None, positions, state.longest)  # (A, G, D)
         turn = self._turn(positions)
-        for layer, places in zip(self.layers, state.places(), strict=True):
-            x = self._continue(layer, x, turn, *places, added)
+        x = self.layers.step(x, turn, *state.places(), added)
         state.end_step()
-        return self._logits(state.by_row(x.flatten(0, 1)))
+        return self.head(state.by_row(x.flatten(0, 1)))
 
     @torch.inference_mode()
     def reorder(self, rows: Tensor, state: KVState) -> None:
@@ -175,7 +291,7 @@ class CachedStepModel:
         seen |= torch.eye(P, dtype=torch.bool, device=self.device)  # a softmax over nothing is NaN
         return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, -math.inf)[:, None]
 
-    def _turn(self, positions: Tensor) -> Turn:
+    def _turn(self, positions: Tensor) -> Tensor | None:
         if self.weights.frequencies is None:
             return None
         return self.rotations[positions, None]
@@ -188,78 +304,3 @@ class CachedStepModel:
         self.rotations = torch.polar(
             torch.full_like(angles, self.weights.rotary_scale).to(self.stream), angles.to(self.stream)
         )
-
-    def _normed(self, x: Tensor, norm: Norm) -> Tensor:
-        """(..., D) -> (..., D)."""
-        if self.weights.root_mean_square:
-            # x w / sqrt(mean(x^2) + e) = x (w sqrt(D)) / hypot(|x|, sqrt(D e)); torch's own takes twice the time
-            length = torch.hypot(torch.linalg.vector_norm(x, 2, -1, True), self.epsilon)
-            return (x * norm.weight).div_(length)
-        return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, self.weights.epsilon)
-
-    def _heads(self, layer: _Layer, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Queries (A, T, H, K) and keys with values (2, A, Hkv, T, K) of the stream (A, T, D)."""
-        weights = self.weights
-        A, T, _ = x.shape
-        H, Hkv, K = weights.num_heads, weights.num_kv_heads, weights.head_width
-        qkv = layer.qkv(self._normed(x, layer.attention_norm))
-        if turn is not None:
-            qkv = qkv.to(self.stream)
-            pairs = torch.view_as_complex(qkv.view(A, T, H + 2 * Hkv, K // 2, 2))
-            pairs.narrow(2, 0, H + Hkv).mul_(turn)
-        query, keys_values = qkv.view(A, T, H + 2 * Hkv, K).split_with_sizes((H, 2 * Hkv), 2)
-        return query.to(self.dtype), keys_values.view(A, T, 2, Hkv, K).permute(2, 0, 3, 1, 4)
-
-    def _read(
-        self, layer: _Layer, x: Tensor, turn: Turn, cache: Tensor, allowed: Tensor | None, only_last: bool
-    ) -> Tensor:
-        """One layer over whole prefixes (A, P, D); in the last layer, only what the last position needs."""
-        query, keys_values = self._heads(layer, x, turn)
-        keys, values = cache.narrow(3, 0, x.shape[1]).copy_(keys_values)
-        if only_last:
-            query, x = query[:, -1:], x[:, -1:]
-            allowed = None if allowed is None else allowed[:, :, -1:]
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys,
-            values,
-            attn_mask=allowed,
-            is_causal=allowed is None and not only_last,
-            enable_gqa=True,
-        )  # (A, H, P, K)
-        return self._added(layer, x, mixed.transpose(1, 2).flatten(2))
-
-    def _continue(
-        self, layer: _Layer, x: Tensor, turn: Turn, new: Tensor, keys: Tensor, values: Tensor, added: Tensor | None
-    ) -> Tensor:
-        """One layer over one new token of each row (A, G, D), with its `KVState.places`."""
-        A, G, _ = x.shape
-        Hkv, r = self.weights.num_kv_heads, self.weights.num_heads // self.weights.num_kv_heads
-        query, keys_values = self._heads(layer, x, turn)  # (A, G, H, K)
-        new.copy_(keys_values)
-        # Query heads that share keys stand as further queries of one head, beams too: one read of the cache.
-        query = query.view(A, G, Hkv, r, -1).transpose(1, 2).reshape(A * Hkv, 1, G * r, -1)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=added)  # (A Hkv, 1, G r, K)
-        return self._added(layer, x, mixed.view(A, Hkv, G, r, -1).transpose(1, 2).reshape(A, G, -1))
-
-    def _added(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
-        """The stream (A, T, D) with the attention's result (A, T, H K) and the feed-forward added to it."""
-        x += layer.attention_output(mixed)
-        inner = layer.expand(self._normed(x, layer.feed_forward_norm))
-        x += layer.contract(self._activated(inner))
-        return x
-
-    def _activated(self, inner: Tensor) -> Tensor:
-        kind = self.weights.activation
-        gate, up = inner.chunk(2, -1) if self.weights.gated else (inner, None)
-        if kind == "silu":
-            gate = F.silu(gate)
-        elif kind == "relu":
-            gate = F.relu(gate)
-        else:
-            gate = F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
-        return gate if up is None else gate.mul_(up)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """(R, D) -> (R, V)."""
-        return self.head(self._normed(x, self.final_norm))

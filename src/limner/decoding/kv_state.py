@@ -11,8 +11,6 @@ Letters in the shape comments:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -86,13 +84,14 @@ class KVState:
         seen = self.mask[:, :, : new.stop].repeat_interleave(heads_per_key, 1)
         return seen.repeat_interleave(num_kv_heads, 0)[:, None]
 
-    def places(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def places(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of each layer where a step's keys and values go, (2, A, heads, G, K), and all keys and all values with
         them, (A heads, 1, used + G, K) each. Views, made for all layers at once."""
         block = self.block.narrow(2, 0, self.num_prefixes)
         new = block.narrow(4, self.used, self.num_rows)
         seen = block.narrow(4, 0, self.used + self.num_rows).flatten(2, 3).unsqueeze(3)
-        return zip(new.unbind(0), *(part.unbind(0) for part in seen.unbind(1)), strict=True)
+        keys, values = seen.unbind(1)
+        return list(new.unbind(0)), list(keys.unbind(0)), list(values.unbind(0))
 
     def end_step(self) -> None:
         self.used += self.num_rows
