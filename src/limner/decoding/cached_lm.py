@@ -11,8 +11,9 @@ What it does that a general forward does not:
   what calling them costs, and from Python that is over twice as much (docs/LOG.md).
 
 Letters in the shape comments:
-    A  prefixes running     G  rows (beams) of each     T  positions: P of a prefix, or G     N = A T     S  cached
+    A  prefixes running     G  rows (beams) of each     T  positions: P of a prefix, or G     S  cached
     H  query heads          Hkv  key-value heads        r = H / Hkv     K  head width         D  model width
+    n  number of a layer    V  vocabulary
 """
 
 import math
