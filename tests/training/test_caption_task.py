@@ -145,7 +145,7 @@ def test_contradictions_are_refused() -> None:
         ({"dataset": ("a", "b"), "dataset_weights": (1.0,)}, "2 numbers"),
         ({"base_model": "x", "preset": "balanced"}, "brings its own"),
         ({"save_adapter": True, "lora": False}, "no-lora"),
-        ({"samples_per_picture": 4}, "--objective cider draws; add that"),
+        ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),
     ]:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**settings)

@@ -116,9 +116,10 @@ def test_the_gradient_raises_the_expected_score(prepared: SelfCriticalTask) -> N
     with torch.no_grad():
         likely = vlm.head(vlm.hidden_states(vlm.prompt_embeds(features))[:, -1])[0, : len(scores)].topk(8).indices
     scores[likely[::2]] = 10.0
+    temperature = made.config.sample_temperature
 
     def expected() -> torch.Tensor:
-        logits = vlm.head(vlm.hidden_states(vlm.prompt_embeds(features))[:, -1])[0]
+        logits = vlm.head(vlm.hidden_states(vlm.prompt_embeds(features))[:, -1])[0] / temperature
         logits = logits.masked_fill(torch.isin(torch.arange(len(logits)), torch.tensor(never)), -torch.inf)
         return (logits.softmax(0)[: len(scores)] * scores).sum()
 

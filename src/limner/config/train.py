@@ -100,6 +100,8 @@ class TrainConfig(TrainSettings):
     """What is learned: people's captions word by word, or (cider, after that) captions that score well."""
     samples_per_picture: int = Field(default=5, ge=2)
     """With --objective cider: captions drawn of each picture in a step, and set against each other."""
+    sample_temperature: float = Field(default=0.5, gt=0, le=1)
+    """With --objective cider: of those draws. At 1 most of them hold a word of nonsense, and little else is learned."""
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training pictures."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -175,9 +177,10 @@ class TrainConfig(TrainSettings):
             )
         if self.objective == "cider" and self.shard:
             raise ValueError("--objective cider draws captions within a step and cannot --shard; leave one out.")
-        default = type(self).model_fields["samples_per_picture"].default
-        if self.objective != "cider" and self.samples_per_picture != default:
-            raise ValueError("--samples-per-picture says how many captions --objective cider draws; add that.")
+        for name in ("samples_per_picture", "sample_temperature"):
+            if self.objective != "cider" and getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} says how --objective cider draws captions; add that.")
         if self.base_model_revision and not self.base_model:
             raise ValueError("--base-model-revision says which --base-model; give that too.")
         if self.cache_int8 and self.cache_features == "off":

@@ -55,6 +55,8 @@ class CaptionLoss(nn.Module):
         """Attention by FlexAttention, which skips blocks that nothing looks at, instead of a dense mask."""
         self.untold_logit = 0.0
         """What is added to the logit of an untold token."""
+        self.temperature = 1.0
+        """Of the distribution whose log-probabilities are weighted."""
 
     def adapt(self) -> None:
         """Takes the fast stack where it computes such a decoder. The model must stand where it is to train."""
@@ -85,7 +87,7 @@ class CaptionLoss(nn.Module):
 
         Args:
             picture: (N, P, Dv) cached features, or (N, 3, H, W) pixels. The rest: see `PackedCaptions`.
-            weights: (L,) what each label's cross-entropy is multiplied by; None: 1.
+            weights: (L,) what each label's cross-entropy, at `temperature`, is multiplied by; None: 1.
             untold: (U, 2) pairs of a label's number and a token whose logit there gets `untold_logit` added.
         """
         vlm = self.vlm
@@ -99,7 +101,8 @@ class CaptionLoss(nn.Module):
             mask = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
             hidden = self.stack(embeds, mask, position_ids, label_positions, self.training)  # (L, D)
         if weights is not None:
-            losses = F.cross_entropy(vlm.head(hidden).float(), labels, reduction="none")  # (L,), of (L, V)
+            logits = vlm.head(hidden).float() / self.temperature  # (L, V)
+            losses = F.cross_entropy(logits, labels, reduction="none")  # (L,)
             return (losses * weights).sum()
         matrix = plain_head(vlm.language_model)
         if matrix is not None and not matrix.requires_grad and untold is None:

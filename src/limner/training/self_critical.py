@@ -5,6 +5,10 @@ captioner that has learned from words goes on like this: it captions each pictur
 caption is scored against the people's, and made likelier where it is better than the mean of the picture's other
 K - 1, less likely where it is worse (Luo 2020, arXiv:2003.09971). No gradient goes through the score.
 
+Words are drawn at a temperature below 1, and it is this sharper distribution that is taught. At 1 a caption of ten
+words almost always holds one that hardly fits, though beams would never say it, and the first thousand steps go into
+unlearning such words; at 0.5 the draws are what beams choose from, and every step teaches to choose (docs/LOG.md).
+
 N: pictures of a batch. K: captions drawn of each. L: their tokens.
 """
 
@@ -38,6 +42,7 @@ class SelfCriticalTask(CaptionTask):
         counted = [[caption_ngrams(caption) for caption in record.captions] for record in self.records["train"]]
         self.cider = CiderD(counted)
         self.reward = math.nan
+        self.captioner.temperature = self.config.sample_temperature
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
         """Training: the pictures, and which they are; their captions are drawn when the weights are known."""
@@ -74,7 +79,7 @@ class SelfCriticalTask(CaptionTask):
         self.model.eval()
         decoder = get_decoder(
             "sample",
-            temperature=1.0,
+            temperature=self.config.sample_temperature,
             max_new_tokens=self.config.max_length,
             num_return_sequences=self.config.samples_per_picture,
             suppress_tokens=tuple(vlm.generation_config.suppress_tokens or ()),
