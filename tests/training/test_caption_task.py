@@ -85,6 +85,15 @@ def test_cached_features_train_as_live_ones(fit: Runner) -> None:
     assert curve(cached)[3] < curve(cached)[0]
 
 
+def test_a_projection_that_begins_at_a_ridge_regression(fit: Runner) -> None:
+    """From cached features and live ones alike, and not where a random one begins."""
+    still = {"max_steps": 1, "projection_lr": 1e-9, "lora_lr": 1e-9, "eval_steps": 1}
+    cached = fit("cached", projection_start="ridge", **still)
+    live = fit("live", projection_start="ridge", cache_features="off", **still)
+    assert curve(cached) == pytest.approx(curve(live), rel=1e-5)
+    assert curve(cached) != pytest.approx(curve(fit("random", **still)), rel=1e-2)
+
+
 def test_packed_rows_train_as_separate_ones(fit: Runner) -> None:
     packed, separate = fit("packed"), fit("separate", pack=False)
     assert curve(packed) == pytest.approx(curve(separate), rel=1e-5)
@@ -145,6 +154,9 @@ def test_contradictions_are_refused() -> None:
         ({"dataset": ("a", "b"), "dataset_weights": (1.0,)}, "2 numbers"),
         ({"base_model": "x", "preset": "balanced"}, "brings its own"),
         ({"save_adapter": True, "lora": False}, "no-lora"),
+        ({"projection_start": "ridge", "projection_type": "mlp"}, "new linear projection"),
+        ({"projection_start": "ridge", "base_model": "x"}, "new linear projection"),
+        ({"sample_temperature": 0.7}, "--objective cider draws captions; add that"),
         ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -78,6 +78,8 @@ class TrainConfig(TrainSettings):
     """The encoder's layer that is projected; unset: -2, or the last map of a convolutional trunk."""
     projection_type: Literal["linear", "mlp"] = "linear"
     """The map from vision width to language width."""
+    projection_start: Literal["random", "ridge"] = "random"
+    """Where it begins: anywhere, or (ridge, linear only) at the best linear guess of a caption's words."""
     lora: bool = True
     """Train low-rank adapters on the decoder's attention; --no-lora trains the whole decoder."""
     lora_r: int = Field(default=16, ge=1)
@@ -101,7 +103,7 @@ class TrainConfig(TrainSettings):
     samples_per_picture: int = Field(default=5, ge=2)
     """With --objective cider: captions drawn of each picture in a step, and set against each other."""
     sample_temperature: float = Field(default=0.5, gt=0, le=1)
-    """With --objective cider: of those draws. At 1 most of them hold a word of nonsense, and little else is learned."""
+    """With --objective cider: of those draws; at 1 most hold a word of nonsense, and it learns little else."""
     num_train_epochs: float = Field(default=3, gt=0)
     """Passes over the training pictures."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -165,6 +167,8 @@ class TrainConfig(TrainSettings):
             raise ValueError(
                 "--base-model brings its own encoder and decoder; leave out --encoder-model, --preset."
             )
+        if self.projection_start == "ridge" and (self.projection_type != "linear" or self.base_model):
+            raise ValueError("--projection-start ridge is for a new linear projection; leave it out.")
         if self.objective == "cider" and not (self.base_model or self.resume):
             raise ValueError(
                 "--objective cider improves a model that captions already: train one without it, and name it here "

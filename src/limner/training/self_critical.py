@@ -6,8 +6,8 @@ caption is scored against the people's, and made likelier where it is better tha
 K - 1, less likely where it is worse (Luo 2020, arXiv:2003.09971). No gradient goes through the score.
 
 Words are drawn at a temperature below 1, and it is this sharper distribution that is taught. At 1 a caption of ten
-words almost always holds one that hardly fits, though beams would never say it, and the first thousand steps go into
-unlearning such words; at 0.5 the draws are what beams choose from, and every step teaches to choose (docs/LOG.md).
+words almost always holds one that hardly fits, though beams would never say it, and the first thousand steps go
+into unlearning such words; at 0.5 the draws are what beams choose from (docs/LOG.md).
 
 N: pictures of a batch. K: captions drawn of each. L: their tokens.
 """
