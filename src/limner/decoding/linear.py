@@ -41,7 +41,7 @@ def kernel(matrices: list[Matrix], dtype: torch.dtype, quantize: str | None) -> 
         return _Half
     if all(weight.dtype == dtype for weight in weights):
         return _Shared
-    return partial(_Plain, dtype=dtype)
+    return partial(_Plain, dtype=dtype, packed=on_cpu and dtype == torch.bfloat16 and multiplies_bf16())
 
 
 class _Shared(nn.Module):
@@ -75,23 +75,21 @@ def _swapped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Plain(nn.Module):
-    """A copy in another precision, laid out by oneDNN where it computes bf16 in hardware.
+    """A copy in another precision; ``packed``: laid out by oneDNN, for CPUs that compute bf16 in hardware.
 
     Against a plain product of one row that took 0.7 of the time, of 16 rows 0.6 (docs/LOG.md).
     """
 
     biases: list[Tensor | None]
 
-    def __init__(self, matrices: Iterable[Matrix], dtype: torch.dtype) -> None:
+    def __init__(self, matrices: Iterable[Matrix], dtype: torch.dtype, packed: bool) -> None:
         super().__init__()
-        self.packed = dtype == torch.bfloat16 and multiplies_bf16()
+        self.packed = packed
         self.weights, self.biases = [], []
         for matrix in matrices:
             weight, bias = stacked(matrix, dtype)
-            self.packed = self.packed and weight.device.type == "cpu"
-            if self.packed:
-                weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self.weights.append(weight)
+            laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, None) if packed else weight.contiguous()
+            self.weights.append(laid_out)
             self.biases.append(bias)
 
     def forward(self, x: Tensor, n: int) -> Tensor:
