@@ -15,6 +15,7 @@ from PIL import Image
 from limner.cli.main import main
 from limner.config.train import TrainConfig
 from limner.data.folder import ImageCaptionDataset
+from limner.decoding.captioner import load_captioner
 from limner.device import compiles
 from limner.runs import Run, send_command
 from limner.training.caption_task import CaptionTask
@@ -94,6 +95,16 @@ def test_a_projection_that_begins_at_a_ridge_regression(fit: Runner) -> None:
     assert curve(cached) != pytest.approx(curve(fit("random", **still)), rel=1e-2)
 
 
+def test_a_captioner_may_remember_what_was_said(fit: Runner) -> None:
+    """The same from cached features and live ones, and it is asked when the model captions."""
+    cached = fit("cached", consensus=True, max_steps=1, eval_steps=0)
+    live = fit("live", consensus=True, max_steps=1, eval_steps=0, cache_features="off")
+    one, two = (load_captioner(result.run.model_path, device="cpu").consensus for result in (cached, live))
+    assert one is not None and two is not None
+    assert one.captions == two.captions and (one.pictures.int() - two.pictures.int()).abs().max() <= 1
+    assert load_captioner(fit("forgets", max_steps=1, eval_steps=0).run.model_path, device="cpu").consensus is None
+
+
 def test_packed_rows_train_as_separate_ones(fit: Runner) -> None:
     packed, separate = fit("packed"), fit("separate", pack=False)
     assert curve(packed) == pytest.approx(curve(separate), rel=1e-5)
@@ -156,6 +167,7 @@ def test_contradictions_are_refused() -> None:
         ({"save_adapter": True, "lora": False}, "no-lora"),
         ({"projection_start": "ridge", "projection_type": "mlp"}, "new linear projection"),
         ({"projection_start": "ridge", "base_model": "x"}, "new linear projection"),
+        ({"consensus": True, "shard": True}, "cannot --shard"),
         ({"sample_temperature": 0.7}, "--objective cider draws captions; add that"),
         ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),
     ]:

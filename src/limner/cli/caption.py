@@ -55,6 +55,7 @@ def _describe(captioner: Captioner, images: list[Any], config: CaptionConfig) ->
         images,
         batch_size=config.batch_size,
         abstain_below=config.abstain_below,
+        consensus=config.consensus,
         **{name: value for name, value in settings.items() if value is not None},
     )
 

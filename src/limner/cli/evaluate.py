@@ -182,7 +182,11 @@ def _said(
     """The captions of all records; None where other shards are not done yet."""
     from limner.evaluation.captioning import caption_records
 
-    settings = {"num_beams": config.num_beams, "max_new_tokens": config.max_length}
+    settings = {
+        "num_beams": config.num_beams,
+        "max_new_tokens": config.max_length,
+        "consensus": config.consensus,
+    }
     bad: list[str] | None = [] if config.skip_bad_images else None
     with _bar(f"captioning ({name})" if config.before else "captioning") as progress:
         said = caption_records(
@@ -330,6 +334,7 @@ def _facts(config: EvaluateConfig, models: list[str], num_records: int) -> dict[
         "sample": config.sample,
         "pictures": num_records,
         "num_beams": config.num_beams or "as the model says",
+        "consensus": config.consensus,
         "max_length": config.max_length or "as the model says",
         "precision": config.precision,
         "quantize": config.quantize,

@@ -34,6 +34,9 @@ class EvaluateConfig(Config):
     """Leave out pictures that cannot be read, counted and named, instead of ending with an error."""
     num_beams: int | None = Field(default=None, ge=1)
     """Texts that beam search keeps at once, 1 is greedy; unset: as the model says (3)."""
+    consensus: bool = True
+    """Where the model remembers what people said of its training pictures: of the beams' captions, the one that
+    they would most agree on."""
     max_length: int | None = Field(default=None, ge=1)
     """The most tokens of a caption; unset: as the model says (30)."""
     batch_size: int = Field(default=16, ge=1)

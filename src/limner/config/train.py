@@ -136,6 +136,9 @@ class TrainConfig(TrainSettings):
     """Optimizer steps between resumable states; 0: only at the end."""
     save_dir: Path | None = None
     """Also copy the finished model here."""
+    consensus: bool = False
+    """Save beside the model what the captions say of the training pictures (up to 5,000): it then chooses among the
+    captions of a beam search. The captions become part of the model folder."""
     save_adapter: bool = False
     """Also save the adapter in PEFT form, beside the merged model."""
     debug: bool = False
@@ -187,6 +190,10 @@ class TrainConfig(TrainSettings):
                 raise ValueError(f"{flag} says how --objective cider draws captions; add that.")
         if self.base_model_revision and not self.base_model:
             raise ValueError("--base-model-revision says which --base-model; give that too.")
+        if self.consensus and self.shard:
+            raise ValueError(
+                "--consensus reads the encoder's features at the end and cannot --shard; leave one out."
+            )
         if self.cache_int8 and self.cache_features == "off":
             raise ValueError("--cache-int8 needs the feature cache; leave out --cache-features off.")
         if self.save_adapter and not self.lora:

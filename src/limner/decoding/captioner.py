@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from limner.data.images import ImageSource, PixelSettings, load_image
-from limner.decoding import NOT_SURE, Decoder, StepModel, get_decoder, is_sure, step_model
+from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
+from limner.decoding.consensus import Consensus
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import read_captioner
 
-# Letters: B pictures, (H, W) pixels, P prefix tokens, D the language model's width, N generated tokens.
+# Letters: B pictures, (H, W) pixels, P prefix tokens, Dv the encoder's width, D the language model's, N pictures
+# that are remembered.
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,22 @@ class Captioner:
         vlm: the model, already where and in the precision it is to compute.
         choice: device, precision, threads and the reason, for those who want to tell.
         steps: how its language model is run step by step; None: as it is.
+        consensus: what people said of the training pictures: it chooses among the captions of a beam search.
     """
 
-    def __init__(self, vlm: PrefixConditioningVLM, choice: Choice | None = None, steps: StepModel | None = None):
+    def __init__(
+        self,
+        vlm: PrefixConditioningVLM,
+        choice: Choice | None = None,
+        steps: StepModel | None = None,
+        consensus: Consensus | None = None,
+    ):
         self.vlm = vlm.eval()
         self.choice = choice
         self.tokenizer = vlm.tokenizer
         self.pixels = PixelSettings.from_processor_config(vlm.image_processor_config)
         self.steps = steps or step_model(vlm.language_model)
+        self.consensus = consensus
 
     def caption(self, image: ImageSource, **settings: Any) -> str:
         """The words for one picture: a path, encoded bytes, a PIL image, or an array (H, W, 3) of uint8.
@@ -79,6 +89,7 @@ class Captioner:
         *,
         batch_size: int = 16,
         abstain_below: float | None = None,
+        consensus: bool = True,
         **settings: Any,
     ) -> list[Caption]:
         """The words for each picture, with tokens, scores and times.
@@ -86,6 +97,8 @@ class Captioner:
         Args:
             batch_size: pictures that are computed at once.
             abstain_below: say "(not sure)" where the mean log-probability of the tokens is below this.
+            consensus: where the model remembers what people said of its training pictures, say of the beams'
+                captions the one that would earn the most agreement, not the likeliest.
             settings: of the decoder; those that are not given come from the model's generation configuration
                 (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples.
 
@@ -94,32 +107,55 @@ class Captioner:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed.")
-        decoder = self._decoder(settings)
+        chooser = self.consensus if consensus else None
+        decoder = self._decoder(settings, proposes=chooser is not None)
         captions: list[Caption] = []
         for first in range(0, len(images), batch_size):
-            captions += self._describe_batch(images[first : first + batch_size], decoder, abstain_below)
+            captions += self._describe_batch(images[first : first + batch_size], decoder, abstain_below, chooser)
         return captions
 
     @torch.inference_mode()
     def _describe_batch(
-        self, images: Sequence[ImageSource], decoder: Decoder[Any], abstain_below: float | None
+        self,
+        images: Sequence[ImageSource],
+        decoder: Decoder[Any],
+        abstain_below: float | None,
+        chooser: Consensus | None,
     ) -> list[Caption]:
         began = time.perf_counter()
         pixels = torch.stack([self.pixels.pixels(load_image(image)) for image in images])  # (B, 3, H, W)
-        prompt = self.vlm.prompt_embeds(self.vlm.features(pixels))  # (B, P or P + 1, D)
+        features = self.vlm.features(pixels)  # (B, P, Dv)
+        prompt = self.vlm.prompt_embeds(features)  # (B, P or P + 1, D)
         decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
+        rows: Sequence[int] = range(len(decoded.tokens))
+        if chooser is not None and len(rows) > len(images):
+            rows = self._chosen(chooser, features, decoded)
         seconds = (time.perf_counter() - began) / len(images)
         captions = []
-        for row, length in enumerate(decoded.lengths.tolist()):
-            tokens = decoded.tokens[row, :length].tolist()
+        for row in rows:
+            tokens = decoded.tokens[row, : int(decoded.lengths[row])].tolist()
             sure = is_sure(float(decoded.mean_logprobs[row]), abstain_below)
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip() if sure else NOT_SURE
-            logprobs = decoded.token_logprobs[row, :length].tolist()
+            logprobs = decoded.token_logprobs[row, : len(tokens)].tolist()
             captions.append(Caption(text, tokens, float(decoded.scores[row]), seconds, logprobs))
         return captions
 
-    def _decoder(self, settings: dict[str, Any]) -> Decoder[Any]:
-        """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration."""
+    def _chosen(self, chooser: Consensus, features: Tensor, decoded: Decoded) -> list[int]:
+        """Of R rows, R / B captions of each of B pictures, the row of each picture that is said."""
+        B, R = len(features), len(decoded.tokens)
+        texts = self.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+        chosen = []
+        for first, mean in zip(range(0, R, R // B), features.float().mean(1), strict=True):  # mean: (Dv,)
+            scores = chooser.scores(texts[first : first + R // B], chooser.weights(mean))
+            chosen.append(first + int(scores.argmax()))
+        return chosen
+
+    def _decoder(self, settings: dict[str, Any], proposes: bool) -> Decoder[Any]:
+        """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration.
+
+        Args:
+            proposes: beam search gives all of its captions, to choose from.
+        """
         config: Any = self.vlm.generation_config
         samples = bool(settings.get("temperature"))
         beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
@@ -131,7 +167,9 @@ class Captioner:
         if samples and beams > 1:
             raise ValueError("Sampling within beam search is not offered; leave out temperature or num_beams.")
         if beams > 1:
-            return get_decoder("beam", num_beams=beams, **known)
+            return get_decoder(
+                "beam", num_beams=beams, **{"num_return_sequences": beams if proposes else 1} | known
+            )
         return get_decoder("sample" if samples else "greedy", **known)
 
 
@@ -178,7 +216,8 @@ def load_captioner(
     vlm.pack_encoder(release)
     dtype = None if native else choice.dtype
     steps = step_model(vlm.language_model, dtype=dtype, quantize=quantize, release=release)
-    return Captioner(vlm, choice, steps)
+    consensus = Consensus.load(model, vlm.projection.linear_1.in_features) if Path(model).is_dir() else None
+    return Captioner(vlm, choice, steps, consensus)
 
 
 def _leave_file(vlm: PrefixConditioningVLM) -> None:

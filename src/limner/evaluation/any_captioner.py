@@ -45,8 +45,11 @@ class GenerateCaptioner:
         self.processor = processor
         """Set where the model takes text beside the picture."""
 
-    def describe(self, images: Sequence[ImageSource], *, batch_size: int = 8, **settings: Any) -> list[Caption]:
-        """As `Captioner.describe`; settings are those of ``generate`` (num_beams, max_new_tokens)."""
+    def describe(
+        self, images: Sequence[ImageSource], *, batch_size: int = 8, consensus: bool = True, **settings: Any
+    ) -> list[Caption]:
+        """As `Captioner.describe`; settings are those of ``generate`` (num_beams, max_new_tokens). Models of other
+        makes remember no captions: ``consensus`` changes nothing."""
         captions: list[Caption] = []
         for first in range(0, len(images), batch_size):
             captions += self._batch([load_image(image) for image in images[first : first + batch_size]], settings)

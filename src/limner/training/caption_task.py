@@ -24,6 +24,7 @@ from limner.data.images import PixelSettings, load_image
 from limner.data.packing import LengthBuckets, block_mask, caption_tokens, flex_block_mask, pack_captions
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
+from limner.decoding.consensus import Consensus
 from limner.device import compiles, require_compiler
 from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
@@ -40,8 +41,8 @@ from limner.training.task import Batch, ParameterGroup, Progress, Task
 COMPILE_FROM_OPERATIONS = 1e14
 """Runs on a CPU with more operations than this are compiled: some minutes of computing. On GPUs, where nothing of
 this has been measured, only those that ask for it."""
-START_PICTURES = 20_000
-"""That the projection's start is fitted to, at most."""
+MEAN_PICTURES = 20_000
+"""To which the projection's start and the consensus are fitted, at most."""
 NUM_PROBES = 6
 PROBE_SIZE = 384
 
@@ -243,16 +244,20 @@ class CaptionTask(Task):
         self.arrange = LengthBuckets(lengths, loop.batch_size, self.config.seed, window)  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def _start_projection(self) -> None:
-        """Sets the projection to the best linear guess of a caption's words (`ridge_start`)."""
-        vlm, means = self.vlm, []
-        count = min(len(self.records["train"]), START_PICTURES)
+    def _mean_features(self) -> torch.Tensor:
+        """(N, Dv): of each training picture, up to `MEAN_PICTURES`, the mean over its image tokens."""
+        means, count = [], min(len(self.records["train"]), MEAN_PICTURES)
         for first in range(0, count, 64):
             picture = self.inputs["train"].read(range(first, min(first + 64, count)), seed=0)
-            features = picture if picture.dim() == 3 else self.captioner.features(picture)  # (N, P, Dv)
+            features = picture if picture.dim() == 3 else self.captioner.features(picture)  # (64, P, Dv)
             means.append(features.float().mean(1).cpu())
-        embedding = vlm.embed_tokens.weight.detach().float().cpu()
-        told = start_projection(vlm.projection.linear_1, torch.cat(means), self.tokens["train"][:count], embedding)
+        return torch.cat(means)
+
+    def _start_projection(self) -> None:
+        """Sets the projection to the best linear guess of a caption's words (`ridge_start`)."""
+        means = self._mean_features()
+        embedding = self.vlm.embed_tokens.weight.detach().float().cpu()
+        told = start_projection(self.vlm.projection.linear_1, means, self.tokens["train"][: len(means)], embedding)
         self.say(f"The projection begins at a ridge regression that tells {told:.0%} of the captions' words.")
 
     def _metrics(self) -> tuple[Scorer, Meteor | None]:
@@ -409,7 +414,10 @@ class CaptionTask(Task):
         vlm.generation_config.num_beams = self.config.num_beams
         vlm.generation_config.max_new_tokens = self.config.max_length
         save_captioner(vlm, folder)
-        if getattr(self.config, "save_adapter", False):  # the demo, whose task this is too, has no adapter
+        if getattr(self.config, "consensus", False):  # the demo, whose task this is too, has none
+            means = self._mean_features()
+            Consensus.of(means, [record.captions for record in self.records["train"][: len(means)]]).save(folder)
+        if getattr(self.config, "save_adapter", False):  # nor an adapter
             if not isinstance(vlm.decoder, PeftModel):
                 self.say("There is no adapter to save: the whole decoder was trained.")
                 return

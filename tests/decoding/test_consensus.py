@@ -1,0 +1,122 @@
+"""Choosing by consensus: the regression against its normal equations, scores against sums written out, and use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_captioners import toy_captioner, toy_picture
+
+import limner
+from limner.decoding import consensus
+from limner.decoding.consensus import RIDGE, SHARPNESS, Consensus
+from limner.evaluation.cider import CiderD, caption_ngrams
+from limner.models import stock
+
+SAID = {
+    "dog": ["A dog runs over the grass.", "A brown dog is running."],
+    "boat": ["A boat on the water", "A small boat lies on a lake"],
+    "cat": ["A cat sleeps on a sofa", "A sleeping cat"],
+}
+
+
+def remembered(copies: int = 6, width: int = 8) -> tuple[torch.Tensor, list[list[str]]]:
+    """Pictures of three kinds, each kind around a point of its own, and their captions."""
+    noise = torch.randn(3 * copies, width, generator=torch.Generator().manual_seed(0))
+    kinds = torch.eye(3, width).repeat(copies, 1)
+    return 5 * kinds + 0.3 * noise, [SAID[name] for name in SAID] * copies
+
+
+def test_it_says_what_was_said_of_such_pictures() -> None:
+    features, captions = remembered()
+    made = Consensus.of(features, captions)
+    proposed = ["a cat on a sofa", "a brown dog", "a small boat on the water"]
+    for kind, best in enumerate((1, 2, 0)):
+        scores = made.scores(proposed, made.weights(5 * torch.eye(8)[kind]))
+        assert scores.argmax() == best
+
+
+def test_weights_solve_the_regression() -> None:
+    features, captions = remembered()
+    made = Consensus.of(features, captions)
+    known = (features - features.mean(0)) / features.std(0)
+    new = torch.randn(8)
+    cosine = torch.nn.functional.cosine_similarity
+    between = torch.exp(SHARPNESS * (cosine(known[:, None], known[None], dim=-1) - 1))
+    to_new = torch.exp(SHARPNESS * (cosine(known, ((new - features.mean(0)) / features.std(0))[None]) - 1))
+    exact = torch.linalg.solve((between + RIDGE * torch.eye(18)).double(), to_new.double())
+    assert made.weights(new) == pytest.approx(exact.numpy(), abs=0.01)  # features are kept in 8 bits
+
+
+def test_scores_are_weighted_cosines() -> None:
+    """One word order: sum over pictures of weight times the mean, over captions and orders, of the cosines."""
+    features, captions = remembered(2)
+    made = Consensus.of(features, captions)
+    scorer = CiderD([[caption_ngrams(text) for text in group] for group in captions])
+    weights = np.random.default_rng(0).standard_normal(6)
+
+    def cosines(text: str, other: str) -> float:
+        one, two = (scorer.vector(caption_ngrams(part)) for part in (text, other))
+        total = 0.0
+        for n in range(4):
+            dot = sum(weight * two.weights[n].get(ngram, 0.0) for ngram, weight in one.weights[n].items())
+            total += dot / (one.norms[n] * two.norms[n]) if one.norms[n] and two.norms[n] else 0.0
+        return total / 4
+
+    for text in ("A brown dog runs over the water", "cat", "nothing known here"):
+        expected = sum(
+            weight * np.mean([cosines(text, other) for other in group])
+            for weight, group in zip(weights, captions, strict=True)
+        )
+        assert made.scores([text], weights) == pytest.approx([10 * expected], abs=1e-9)
+
+
+def test_of_many_pictures_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consensus, "MOST_PICTURES", 5)
+    made = Consensus.of(*remembered())
+    assert len(made.pictures) == len(made.captions) == 5
+    assert len(made.weights(torch.randn(8))) == 5
+
+
+def test_a_captioner_asks_it(tmp_path: Path) -> None:
+    """A toy that remembers, of six pictures, its own third-best captions says these, and not its best ones."""
+    folder = tmp_path / "toy"
+    vlm = toy_captioner(text="llama_untied", lora=True)
+    stock.save_captioner(vlm, folder)
+    plain = limner.load_captioner(folder, device="cpu")
+    pictures = [toy_picture(seed) for seed in range(6)]
+    likeliest = plain.caption_batch(pictures)
+    with torch.no_grad():
+        features = plain.vlm.features(torch.stack([plain.pixels.pixels(picture) for picture in pictures]))
+        decoder = plain._decoder({"num_beams": 3, "num_return_sequences": 3}, proposes=False)
+        found = decoder.decode_full(plain.steps, prefix_embeds=plain.vlm.prompt_embeds(features))
+    third = plain.tokenizer.batch_decode(found.tokens[2::3], skip_special_tokens=True)
+    Consensus.of(features.mean(1), [[text] for text in third]).save(folder)
+
+    captioner = limner.load_captioner(folder, device="cpu")
+    chosen = captioner.describe(pictures)
+    assert [one.text for one in chosen] == [text.strip() for text in third] != likeliest
+    assert [one.score for one in chosen] == pytest.approx(found.scores[2::3].tolist())
+    assert [captioner.caption(picture) for picture in pictures] == [one.text for one in chosen]
+    assert captioner.caption_batch(pictures, consensus=False) == likeliest
+    assert captioner.caption_batch(pictures, num_beams=1) == plain.caption_batch(pictures, num_beams=1)
+
+
+def test_another_thing_in_its_place_is_refused(tmp_path: Path) -> None:
+    made = Consensus.of(*remembered())
+    made.save(tmp_path)
+    again = Consensus.load(tmp_path, 8)
+    assert again is not None and again.captions == made.captions and torch.equal(again.pictures, made.pictures)
+    assert Consensus.load(tmp_path / "elsewhere", 8) is None
+    with pytest.raises(ValueError, match="not of an encoder of width 9"):
+        Consensus.load(tmp_path, 9)
+    captions = tmp_path / "consensus" / "captions.json"
+    for content in ("{", "3", "[[]]", "[[3]]", '[["one picture"]]'):
+        captions.write_text(content)
+        with pytest.raises(ValueError, match="delete it, or caption without it"):
+            Consensus.load(tmp_path, 8)
+    (tmp_path / "consensus" / "features.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="delete it, or caption without it"):
+        Consensus.load(tmp_path, 8)
