@@ -105,6 +105,18 @@ def test_a_captioner_may_remember_what_was_said(fit: Runner) -> None:
     assert load_captioner(fit("forgets", max_steps=1, eval_steps=0).run.model_path, device="cpu").consensus is None
 
 
+def test_the_mean_of_the_patches_may_be_the_only_image_token(fit: Runner) -> None:
+    """Cached and live, saved and read again."""
+    cached = fit("cached", image_tokens="mean")
+    live = fit("live", image_tokens="mean", cache_features="off")
+    assert curve(cached) == pytest.approx(curve(live), rel=1e-3)  # fp16 rounds the mean, not what it is made of
+    vlm = load_captioner(cached.run.model_path, device="cpu").vlm
+    assert vlm.num_prefix_tokens == 1
+    pixels = torch.randn(2, 3, *vlm.image_size)
+    patches = vlm.encoder(pixels).last_hidden_state.flatten(2)  # (2, Dv, P)
+    assert torch.allclose(vlm.features(pixels), patches.mean(2)[:, None], atol=1e-5)
+
+
 def test_packed_rows_train_as_separate_ones(fit: Runner) -> None:
     packed, separate = fit("packed"), fit("separate", pack=False)
     assert curve(packed) == pytest.approx(curve(separate), rel=1e-5)
@@ -167,6 +179,7 @@ def test_contradictions_are_refused() -> None:
         ({"save_adapter": True, "lora": False}, "no-lora"),
         ({"projection_start": "ridge", "projection_type": "mlp"}, "new linear projection"),
         ({"projection_start": "ridge", "base_model": "x"}, "new linear projection"),
+        ({"image_tokens": "mean", "base_model": "x"}, "brings its own --image-tokens"),
         ({"consensus": True, "shard": True}, "cannot --shard"),
         ({"sample_temperature": 0.7}, "--objective cider draws captions; add that"),
         ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),

@@ -76,6 +76,8 @@ class TrainConfig(TrainSettings):
     """The revision of the base model on the hub."""
     vision_feature_layer: int | None = None
     """The encoder's layer that is projected; unset: -2, or the last map of a convolutional trunk."""
+    image_tokens: Literal["patches", "mean"] = "patches"
+    """What of the picture stands before the caption: all patches, or (less to read and keep) only their mean."""
     projection_type: Literal["linear", "mlp"] = "linear"
     """The map from vision width to language width."""
     projection_start: Literal["random", "ridge"] = "random"
@@ -170,6 +172,8 @@ class TrainConfig(TrainSettings):
             raise ValueError(
                 "--base-model brings its own encoder and decoder; leave out --encoder-model, --preset."
             )
+        if self.base_model and self.image_tokens != "patches":
+            raise ValueError("--base-model brings its own --image-tokens; leave that out.")
         if self.projection_start == "ridge" and (self.projection_type != "linear" or self.base_model):
             raise ValueError("--projection-start ridge is for a new linear projection; leave it out.")
         if self.objective == "cider" and not (self.base_model or self.resume):

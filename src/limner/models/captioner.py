@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Source = str | Path | PretrainedConfig
+ImageTokens = Literal["patches", "mean"]
 
 # Letters: B pictures, (H, W) input pixels, P prefix tokens, Dv vision width, N caption tokens, D the language
 # model's embedding width, T = P (+ 1 for BOS) + N, V the vocabulary.
@@ -50,6 +51,10 @@ class PrefixConditioningVLM(nn.Module):
         tokenizer: its tokenizer, with ``<image>`` (`limner.models.decoder`).
         image_processor_config: how pictures become pixels, in the stock ``preprocessor_config`` form.
         feature_layer: the index into the encoder's hidden states; -2 is what every runtime reads alike.
+        image_tokens: "patches": a token for each; "mean": their mean as the only one, the cheapest prefix.
+
+    Raises:
+        ValueError: ``image_tokens`` is neither.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class PrefixConditioningVLM(nn.Module):
         tokenizer: PreTrainedTokenizerFast,
         image_processor_config: dict[str, Any],
         feature_layer: int = -2,
+        image_tokens: ImageTokens = "patches",
     ):
         super().__init__()
         self.encoder = encoder
@@ -68,13 +74,17 @@ class PrefixConditioningVLM(nn.Module):
         self.tokenizer = tokenizer
         self.image_processor_config = image_processor_config
         self.feature_layer = feature_layer
+        if image_tokens not in get_args(ImageTokens):
+            raise ValueError(f"There are no image tokens '{image_tokens}'; choose patches or mean.")
+        self.image_tokens = image_tokens
         self.image_size = encoders.image_size(encoder.config, image_processor_config)
         self.bos_id = decoders.prompt_bos(tokenizer)
         self.encoder_is_frozen = False
         # Not a child: it shares the encoder's weights, and must not stand in the state dict twice.
         self.__dict__["_tower"] = encoders.tower_up_to(encoder, feature_layer)
         self.__dict__["_packed"] = None
-        self.num_prefix_tokens = encoders.feature_shape(encoder, feature_layer, self.image_size)[0]
+        patches = encoders.feature_shape(encoder, feature_layer, self.image_size)[0]
+        self.num_prefix_tokens = 1 if image_tokens == "mean" else patches
 
     # ---- parts -----------------------------------------------------------------------------------------------
 
@@ -123,7 +133,8 @@ class PrefixConditioningVLM(nn.Module):
         packed_tower = self.__dict__["_packed"]
 
         def run(pixels: torch.Tensor) -> torch.Tensor:
-            return encoders.as_row(encoders.encode(packed_tower or self.tower, pixels, layer))
+            row = encoders.as_row(encoders.encode(packed_tower or self.tower, pixels, layer))
+            return row.mean(1, keepdim=True) if self.image_tokens == "mean" else row
 
         return in_pieces(run, pixels) if packed_tower else run(pixels)
 
@@ -326,6 +337,7 @@ def build_captioner(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     image_processor: str | Path | dict[str, Any] | None = None,
     feature_layer: int | None = None,
+    image_tokens: ImageTokens = "patches",
     freeze_vision: bool | None = None,
     unfreeze_vision_layers: int = 0,
     bos: bool | None = None,
@@ -343,6 +355,7 @@ def build_captioner(
         tokenizer: needed where ``decoder`` is a configuration, whose vocabulary size it sets.
         image_processor: another image processor than the encoder's own (folder, hub id or settings).
         feature_layer: index into the encoder's hidden states; None: -2, and the last map of convolutional trunks.
+        image_tokens: "patches", or "mean" for their mean alone.
         freeze_vision: None: frozen, unless the encoder is a configuration.
         unfreeze_vision_layers: the last layers that train nevertheless.
         bos: whether captions begin with BOS; None: as the family does.
@@ -367,7 +380,7 @@ def build_captioner(
         adapted, sentence = add_lora(lm, lora, seed)
         if sentence:
             say(sentence)
-    vlm = PrefixConditioningVLM(eyes, projection, adapted, words, pixels, feature_layer)
+    vlm = PrefixConditioningVLM(eyes, projection, adapted, words, pixels, feature_layer, image_tokens)
     if freeze_vision is None:
         freeze_vision = not isinstance(encoder, PretrainedConfig)
     if freeze_vision:

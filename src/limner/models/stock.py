@@ -54,6 +54,8 @@ def expressible(vlm: PrefixConditioningVLM) -> tuple[bool, str]:
     why = None
     if vlm.is_convolutional:
         why = f"a LLaVA vision tower gives rows of tokens, and {vision.model_type} gives a map"
+    elif vlm.image_tokens != "patches":
+        why = "LLaVA reads every patch, and this captioner their mean"
     elif getattr(vision, "hidden_size", width) != width:
         why = f"the features of {vision.model_type} at layer {vlm.feature_layer} are not as wide as it states"
     elif head.bias is not None:
@@ -234,6 +236,7 @@ def _save_parts(vlm: PrefixConditioningVLM, folder: Path) -> None:
         "why": expressible(vlm)[1],
         "projection_type": vlm.projection.kind,
         "vision_feature_layer": vlm.feature_layer,
+        "image_tokens": vlm.image_tokens,
         "image_seq_length": vlm.num_prefix_tokens,
     }
     write_json(folder / PARTS, settings)
@@ -368,4 +371,5 @@ def _read_parts(folder: Path) -> PrefixConditioningVLM:
     projection = ProjectionHead(vision_width, text_width, settings["projection_type"])
     report: Any = projection.load_state_dict(weights, strict=False)
     refuse_missing({"missing_keys": report.missing_keys, "mismatched_keys": []}, folder, "projection")
-    return PrefixConditioningVLM(encoder, projection, lm, words, pixels, settings["vision_feature_layer"])
+    layer, tokens = settings["vision_feature_layer"], settings.get("image_tokens", "patches")
+    return PrefixConditioningVLM(encoder, projection, lm, words, pixels, layer, tokens)

@@ -86,6 +86,8 @@ def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: T
         "layer": vlm.feature_layer,
         "precision": str(next(vlm.encoder.parameters()).dtype),
     }
+    if vlm.image_tokens != "patches":  # only then, so that caches made before stay valid
+        key["image_tokens"] = vlm.image_tokens
     kept: Literal["int8", "fp16"] = "int8" if config.cache_int8 else "fp16"
     return FeatureCache(config.cache_dir / "features", key, settings, vlm.features, kept, draft=True)
 

@@ -40,6 +40,7 @@ def build_model(config: TrainConfig, captions: Sequence[str], say: Callable[[str
         tokenizer=scratch_tokenizer(captions) if new_decoder else None,
         image_processor=config.feature_extractor_model,
         feature_layer=config.vision_feature_layer,
+        image_tokens=config.image_tokens,
         freeze_vision=config.freeze_vision and not new_encoder,
         unfreeze_vision_layers=config.unfreeze_vision_layers,
         seed=config.seed,
