@@ -37,12 +37,12 @@ DECODER = {"n_embd": 256, "n_layer": 3, "n_head": 4, "n_inner": 512, "n_position
 DROPOUT = 0.1
 VOCABULARY = 2048
 WORDS = (
-    "--image-tokens mean --projection-start ridge --num-train-epochs 5 --batch-size 32 "
-    "--gradient-accumulation-steps 1 --warmup-steps 100 --weight-decay 0.05 --lora-lr 1e-3 --projection-lr 1e-3 "
-    "--lr-floor 0 --eval-steps 0 --save-steps 0"
+    "--projection-start ridge --num-train-epochs 4 --batch-size 32 --gradient-accumulation-steps 1 "
+    "--warmup-steps 100 --weight-decay 0.05 --lora-lr 1e-3 --projection-lr 1e-3 --lr-floor 0 "
+    "--eval-steps 0 --save-steps 0"
 )
 SCORE = (
-    "--objective cider --metric-for-best-model CIDEr --num-train-epochs 4.5 --batch-size 32 "
+    "--objective cider --metric-for-best-model CIDEr --num-train-epochs 2.5 --batch-size 32 "
     "--gradient-accumulation-steps 1 --warmup-steps 100 --weight-decay 0.05 --lora-lr 1.5e-4 "
     "--projection-lr 1.5e-4 --eval-steps 0 --save-steps 0 --num-beams 10 --consensus"
 )

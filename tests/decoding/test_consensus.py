@@ -73,6 +73,12 @@ def test_scores_are_weighted_cosines() -> None:
         assert made.scores([text], weights) == pytest.approx([10 * expected], abs=1e-9)
 
 
+def test_one_picture_is_enough_to_remember() -> None:
+    made = Consensus.of(torch.randn(1, 8), [["A dog runs."]])
+    assert np.isfinite(made.weights(torch.randn(8))).all()
+    assert np.isfinite(made.scores(["a dog", "a cat"], made.weights(torch.randn(8)))).all()
+
+
 def test_of_many_pictures_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consensus, "MOST_PICTURES", 5)
     made = Consensus.of(*remembered())

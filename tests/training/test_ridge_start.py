@@ -33,10 +33,10 @@ def test_no_step_from_there_lowers_the_penalized_error() -> None:
     assert guess.mean(0) == pytest.approx(torch.zeros(5), abs=1e-5)
     assert guess.norm(dim=1).mean() == pytest.approx(float(embedding.norm(dim=1).mean()), rel=1e-5)
 
-    known = ((features - features.mean(0)) / features.std(0)).double()
+    known = ((features - features.mean(0)) / features.std(0, correction=0)).double()
     wanted = telling_words(captions, embedding.double())
     wanted -= wanted.mean(0)
-    weight = (linear.weight.detach().double() * features.std(0)).mT  # (Dv, D), up to a scale
+    weight = (linear.weight.detach().double() * features.std(0, correction=0)).mT  # (Dv, D), up to a scale
     size = (known @ weight).square().sum() + RIDGE * len(known) * weight.square().sum()
     weight *= (known @ weight * wanted).sum() / size  # the scale that fits best
     weight.requires_grad_(True)

@@ -71,12 +71,12 @@ class Consensus:
             captions: raw, of each.
         """
         features = features.float()
-        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-3)
+        mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)
         chosen = torch.arange(len(features))
         if len(chosen) > MOST_PICTURES:
             chosen = torch.linspace(0, len(chosen) - 1, MOST_PICTURES).round().long()
         known = (features[chosen] - mean) / deviation  # (N, Dv)
-        pictures = (127 * known / known.abs().amax(1, keepdim=True)).round().to(torch.int8)
+        pictures = (127 * known / known.abs().amax(1, keepdim=True).clamp_min(1e-12)).round().to(torch.int8)
         return cls(
             mean, deviation, pictures, [[ptb_tokenize(text) for text in captions[n]] for n in chosen.tolist()]
         )

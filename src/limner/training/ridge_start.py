@@ -60,7 +60,7 @@ def start_projection(
     """
     N, width = features.shape
     features = features.double()
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-3)  # (Dv,)
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)  # (Dv,)
     known = (features - mean) / deviation  # (N, Dv)
     wanted = telling_words(captions, embedding.double())  # (N, D)
     wanted -= wanted.mean(0)
