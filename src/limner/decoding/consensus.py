@@ -147,7 +147,7 @@ class Consensus:
                     ids.append(numbers.setdefault(ngram, len(numbers)))
                     owners.append(n)
                     weights.append(weight / len(group))
-        return numbers, np.array(ids), np.array(owners), np.array(weights)
+        return numbers, np.array(ids, np.int64), np.array(owners, np.int64), np.array(weights, np.float64)
 
     def scores(self, texts: Sequence[str], weights: np.ndarray) -> np.ndarray:
         """What each caption of one picture is expected to earn, on CIDEr-D's scale.
