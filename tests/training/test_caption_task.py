@@ -15,6 +15,7 @@ from PIL import Image
 from limner.cli.main import main
 from limner.config.train import TrainConfig
 from limner.data.folder import ImageCaptionDataset
+from limner.data.images import load_image
 from limner.decoding.captioner import load_captioner
 from limner.device import compiles
 from limner.runs import Run, send_command
@@ -103,6 +104,19 @@ def test_a_captioner_may_remember_what_was_said(fit: Runner) -> None:
     assert one is not None and two is not None
     assert one.captions == two.captions and (one.pictures.int() - two.pictures.int()).abs().max() <= 1
     assert load_captioner(fit("forgets", max_steps=1, eval_steps=0).run.model_path, device="cpu").consensus is None
+
+
+def test_what_is_remembered_is_seen_as_when_captioning(fit: Runner, photos: Path) -> None:
+    """An encoder that trains, and whose batch normalization would see batches, is asked as it will be used."""
+    result = fit("open", consensus=True, freeze_vision=False, augment=False, max_steps=1, eval_steps=0)
+    captioner = load_captioner(result.run.model_path, device="cpu")
+    kept = captioner.consensus
+    assert kept is not None
+    pictures = [load_image(record.image) for record in ImageCaptionDataset(photos).splits().train]
+    with torch.no_grad():
+        features = captioner.vlm.features(torch.stack([captioner.pixels.pixels(picture) for picture in pictures]))
+    known = (features.mean(1) - kept.mean) / kept.deviation
+    assert torch.nn.functional.cosine_similarity(known, kept.pictures.float()).min() > 0.99
 
 
 def test_the_mean_of_the_patches_may_be_the_only_image_token(fit: Runner) -> None:

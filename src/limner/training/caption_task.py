@@ -247,10 +247,13 @@ class CaptionTask(Task):
     def _mean_features(self) -> torch.Tensor:
         """(N, Dv): of each training picture, up to `MEAN_PICTURES`, the mean over its image tokens."""
         means, count = [], min(len(self.records["train"]), MEAN_PICTURES)
+        was_training = self.model.training
+        self.model.eval()  # as they will be when it captions: an open encoder may hold batch normalization
         for first in range(0, count, 64):
             picture = self.inputs["train"].read(range(first, min(first + 64, count)), seed=0)
             features = picture if picture.dim() == 3 else self.captioner.features(picture)  # (64, P, Dv)
             means.append(features.float().mean(1).cpu())
+        self.model.train(was_training)
         return torch.cat(means)
 
     def _start_projection(self) -> None:
