@@ -115,9 +115,8 @@ def lay_out(source: Path, folder: Path) -> None:
     rows = [json.loads(line) for line in (source / "captions_train_dev.jsonl").read_text().splitlines()]
     with open(folder / "Flickr8k.token.txt", "w") as tokens:
         for row in rows:
-            for number, caption in enumerate(
-                plain(row["captions"]) if row["split"] == "train" else row["captions"]
-            ):
+            captions = plain(row["captions"]) if row["split"] == "train" else row["captions"]
+            for number, caption in enumerate(captions):
                 tokens.write(f"{row['image']}#{number}\t{caption}\n")
     for name in ("trainImages", "devImages"):
         shutil.copy(source / f"Flickr_8k.{name}.txt", folder)

@@ -121,8 +121,8 @@ def test_another_thing_in_its_place_is_refused(tmp_path: Path) -> None:
     captions = tmp_path / "consensus" / "captions.json"
     for content in ("{", "3", "[[]]", "[[3]]", '[["one picture"]]'):
         captions.write_text(content)
-        with pytest.raises(ValueError, match="delete it, or caption without it"):
+        with pytest.raises(ValueError, match="delete that folder, and the model captions without it"):
             Consensus.load(tmp_path, 8)
     (tmp_path / "consensus" / "features.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="delete it, or caption without it"):
+    with pytest.raises(ValueError, match="delete that folder, and the model captions without it"):
         Consensus.load(tmp_path, 8)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limner.evaluation.cider import CiderD
+from limner.evaluation.cider import CiderD, caption_ngrams
 from limner.evaluation.ngrams import ORDERS, Ngram, count_ngrams
 from limner.evaluation.ptb import ptb_tokenize
 
@@ -108,7 +108,9 @@ class Consensus:
                 raise ValueError(f"it is not of an encoder of width {width}")
             return cls(tensors["mean"], tensors["deviation"], tensors["pictures"], captions)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} cannot be used ({error}); delete it, or caption without it.") from error
+            raise ValueError(
+                f"{folder} cannot be used ({error}); delete that folder, and the model captions without it."
+            ) from error
 
     def _direction(self, known: Tensor) -> Tensor:
         """(..., Dv) -> (..., Dv) of length one."""
@@ -163,7 +165,7 @@ class Consensus:
         expected = np.bincount(ids, parts * weights[owners], len(numbers))  # (G,)
         found = []
         for text in texts:
-            vector = self._scorer.vector(count_ngrams(ptb_tokenize(text).split()))
+            vector = self._scorer.vector(caption_ngrams(text))
             known = ((numbers.get(ngram), weight) for ngram, weight in vector.unit_weights())
             found.append(sum(weight * expected[number] for number, weight in known if number is not None))
         return 10 / ORDERS * np.array(found)
