@@ -11,7 +11,7 @@ DATA holds ``flickr8k/`` and ``models/`` (LIMNER_TEST_DATA). All is done by Limn
    the decoder learn the captions' words;
 4. ``limner train --objective cider``: they learn what scores;
 5. ``limner evaluate`` on the validation photos: BLEU, ROUGE-L, CIDEr-D, and the shuffled control; once as it is,
-   the training captions choosing among ten beams, and once without them.
+   the training captions choosing among twenty beams, and once without them.
 
 Prints one JSON object. The recipe was chosen on the validation photos; docs/LOG.md has the tries.
 """
@@ -37,14 +37,14 @@ DECODER = {"n_embd": 256, "n_layer": 3, "n_head": 4, "n_inner": 512, "n_position
 DROPOUT = 0.1
 VOCABULARY = 2048
 WORDS = (
-    "--projection-start ridge --num-train-epochs 4 --batch-size 32 --gradient-accumulation-steps 1 "
-    "--warmup-steps 100 --weight-decay 0.05 --lora-lr 1e-3 --projection-lr 1e-3 --lr-floor 0 "
-    "--eval-steps 0 --save-steps 0"
+    "--image-tokens regions --projection-start ridge --num-train-epochs 5 --batch-size 32 "
+    "--gradient-accumulation-steps 1 --warmup-steps 100 --weight-decay 0.05 --muon-lr 2e-3 --lora-lr 1e-3 "
+    "--projection-lr 1e-3 --lr-floor 0 --eval-steps 0 --save-steps 0"
 )
 SCORE = (
-    "--objective cider --metric-for-best-model CIDEr --num-train-epochs 2.5 --batch-size 32 "
+    "--objective cider --metric-for-best-model CIDEr --num-train-epochs 3 --batch-size 32 "
     "--gradient-accumulation-steps 1 --warmup-steps 100 --weight-decay 0.05 --lora-lr 1.5e-4 "
-    "--projection-lr 1.5e-4 --eval-steps 0 --save-steps 0 --num-beams 10 --consensus"
+    "--projection-lr 1.5e-4 --eval-steps 0 --save-steps 0 --num-beams 20 --consensus"
 )
 
 

@@ -11,7 +11,7 @@ from toy_captioners import toy_captioner, toy_picture
 
 import limner
 from limner.decoding import consensus
-from limner.decoding.consensus import RIDGE, SHARPNESS, Consensus
+from limner.decoding.consensus import LOOKS, RIDGE, SHARPNESS, Consensus, middle
 from limner.evaluation.cider import CiderD, caption_ngrams
 from limner.models import stock
 
@@ -23,9 +23,9 @@ SAID = {
 
 
 def remembered(copies: int = 6, width: int = 8) -> tuple[torch.Tensor, list[list[str]]]:
-    """Pictures of three kinds, each kind around a point of its own, and their captions."""
-    noise = torch.randn(3 * copies, width, generator=torch.Generator().manual_seed(0))
-    kinds = torch.eye(3, width).repeat(copies, 1)
+    """Pictures (N, LOOKS, width) of three kinds, each kind around a point of its own, and their captions."""
+    noise = torch.randn(3 * copies, LOOKS, width, generator=torch.Generator().manual_seed(0))
+    kinds = torch.eye(3, width).repeat(copies, 1)[:, None]
     return 5 * kinds + 0.3 * noise, [SAID[name] for name in SAID] * copies
 
 
@@ -34,24 +34,46 @@ def test_it_says_what_was_said_of_such_pictures() -> None:
     made = Consensus.of(features, captions)
     proposed = ["a cat on a sofa", "a brown dog", "a small boat on the water"]
     for kind, best in enumerate((1, 2, 0)):
-        scores = made.scores(proposed, made.weights(5 * torch.eye(8)[kind]))
+        scores = made.scores(proposed, made.weights(5 * torch.eye(8)[[kind] * LOOKS]))
         assert scores.argmax() == best
 
 
 def test_weights_solve_the_regression() -> None:
+    """All axes are kept: the cosine of two pictures is the mean of their looks' cosines."""
     features, captions = remembered()
     made = Consensus.of(features, captions)
-    known = (features - features.mean(0)) / features.std(0)
-    new = torch.randn(8)
+    known = (features - features.mean(0)) / features.std(0, correction=0)  # (18, LOOKS, 8)
+    new = torch.randn(LOOKS, 8)
+    asked = (new - features.mean(0)) / features.std(0, correction=0)
     cosine = torch.nn.functional.cosine_similarity
-    between = torch.exp(SHARPNESS * (cosine(known[:, None], known[None], dim=-1) - 1))
-    to_new = torch.exp(SHARPNESS * (cosine(known, ((new - features.mean(0)) / features.std(0))[None]) - 1))
+    between = torch.exp(SHARPNESS * (cosine(known[:, None], known[None], dim=-1).mean(-1) - 1))
+    to_new = torch.exp(SHARPNESS * (cosine(known, asked[None], dim=-1).mean(-1) - 1))
     exact = torch.linalg.solve((between + RIDGE * torch.eye(18)).double(), to_new.double())
     assert made.weights(new) == pytest.approx(exact.numpy(), abs=0.01)  # features are kept in 8 bits
 
 
-def test_scores_are_weighted_cosines() -> None:
-    """One word order: sum over pictures of weight times the mean, over captions and orders, of the cosines."""
+def test_the_middle_of_a_picture_is_enlarged() -> None:
+    ramp = torch.arange(16.0).expand(1, 3, 16, 16)
+    seen = middle(ramp)
+    row = seen[0, 0, 7]
+    assert seen.shape == ramp.shape
+    assert row[7:9].mean() == pytest.approx(7.5)
+    assert row[12] - row[3] == pytest.approx(9 * 0.75, abs=0.1)  # a unit step takes more room
+
+
+def test_pictures_are_kept_on_few_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consensus, "MOST_AXES", 4)
+    features, captions = remembered()
+    made = Consensus.of(features, captions)
+    known = torch.nn.functional.normalize((features - made.mean) / made.deviation, dim=2).flatten(1) / LOOKS**0.5
+    along = known @ torch.linalg.svd(known)[2][:4].mT  # (18, 4)
+    cosine = torch.nn.functional.cosine_similarity(along[:, None], along[None], dim=-1)
+    assert made.pictures.shape == (18, 4)
+    assert torch.allclose(made._remembered @ made._remembered.mT, cosine, atol=0.02)
+
+
+def test_scores_are_weighted_cider_d_terms() -> None:
+    """Sum over pictures of weight times mean, over captions and orders, of cosine times the length's Gaussian."""
     features, captions = remembered(2)
     made = Consensus.of(features, captions)
     scorer = CiderD([[caption_ngrams(text) for text in group] for group in captions])
@@ -63,7 +85,7 @@ def test_scores_are_weighted_cosines() -> None:
         for n in range(4):
             dot = sum(weight * two.weights[n].get(ngram, 0.0) for ngram, weight in one.weights[n].items())
             total += dot / (one.norms[n] * two.norms[n]) if one.norms[n] and two.norms[n] else 0.0
-        return total / 4
+        return total / 4 * np.exp(-((len(text.split()) - len(other.split())) ** 2) / (2 * 6.0**2))
 
     for text in ("A brown dog runs over the water", "cat", "nothing known here"):
         expected = sum(
@@ -74,16 +96,10 @@ def test_scores_are_weighted_cosines() -> None:
 
 
 def test_one_picture_is_enough_to_remember() -> None:
-    made = Consensus.of(torch.randn(1, 8), [["A dog runs."]])
-    assert np.isfinite(made.weights(torch.randn(8))).all()
-    assert np.isfinite(made.scores(["a dog", "a cat"], made.weights(torch.randn(8)))).all()
-
-
-def test_of_many_pictures_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consensus, "MOST_PICTURES", 5)
-    made = Consensus.of(*remembered())
-    assert len(made.pictures) == len(made.captions) == 5
-    assert len(made.weights(torch.randn(8))) == 5
+    made = Consensus.of(torch.randn(1, LOOKS, 8), [["A dog runs."]])
+    weights = made.weights(torch.randn(LOOKS, 8))
+    assert np.isfinite(weights).all()
+    assert np.isfinite(made.scores(["a dog", "a cat"], weights)).all()
 
 
 def test_a_captioner_asks_it(tmp_path: Path) -> None:
@@ -99,7 +115,7 @@ def test_a_captioner_asks_it(tmp_path: Path) -> None:
         decoder = plain._decoder({"num_beams": 3, "num_return_sequences": 3}, proposes=False)
         found = decoder.decode_full(plain.steps, prefix_embeds=plain.vlm.prompt_embeds(features))
     third = plain.tokenizer.batch_decode(found.tokens[2::3], skip_special_tokens=True)
-    Consensus.of(features.mean(1), [[text] for text in third]).save(folder)
+    Consensus.of(torch.stack([features.mean(1)] * LOOKS, 1), [[text] for text in third]).save(folder)
 
     captioner = limner.load_captioner(folder, device="cpu")
     chosen = captioner.describe(pictures)

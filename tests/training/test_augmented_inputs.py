@@ -15,7 +15,7 @@ def test_only_training_pictures_vary_and_only_with_the_seed(real_data: Path) -> 
     records = ImageCaptionDataset(real_data / "coco_mini").records
     splits = {"train": records[:4], "validation": records[4:6]}
     settings = PixelSettings((32, 32))
-    inputs, _ = pixel_inputs(splits, settings, lambda *_: None, augment=True)
+    inputs, _ = pixel_inputs(splits, settings, lambda *_: None, varied="augmented")
     plain, _ = pixel_inputs(splits, settings, lambda *_: None)
     first = inputs["train"].read([0, 2], seed=1)
     assert first.shape == (2, 3, 32, 32)

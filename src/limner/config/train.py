@@ -50,6 +50,8 @@ class TrainConfig(TrainSettings):
     """Leave out pictures that cannot be read, counted and named, instead of ending with an error."""
     max_length: int = Field(default=30, ge=2)
     """The most tokens of a caption, its end included; longer ones are cut, and counted."""
+    mirror: bool = False
+    """Show training pictures mirrored every other time, where captions tell no sides; features can be cached."""
     augment: bool = False
     """Vary crops and colours (and mirror pictures whose captions name no side); turns feature caching off."""
     cache_dir: Path = Path("cache")
@@ -76,8 +78,9 @@ class TrainConfig(TrainSettings):
     """The revision of the base model on the hub."""
     vision_feature_layer: int | None = None
     """The encoder's layer that is projected; unset: -2, or the last map of a convolutional trunk."""
-    image_tokens: Literal["patches", "mean"] = "patches"
-    """What of the picture stands before the caption: all patches, or (less to read and keep) only their mean."""
+    image_tokens: Literal["patches", "regions", "mean"] = "patches"
+    """What of the picture stands before the caption: all patches, or (less to read and keep) means of six regions
+    or only the mean of all."""
     projection_type: Literal["linear", "mlp"] = "linear"
     """The map from vision width to language width."""
     projection_start: Literal["random", "ridge"] = "random"
@@ -118,6 +121,8 @@ class TrainConfig(TrainSettings):
     """Peak learning rate of the projection."""
     lora_lr: float = Field(default=5e-5, gt=0)
     """Peak learning rate of the adapters, or of the whole decoder with --no-lora."""
+    muon_lr: float | None = Field(default=None, gt=0)
+    """With --no-lora: train the matrices of the decoder's layers by Muon, at this peak learning rate."""
     vision_lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of unfrozen vision layers."""
     scratch_lr: float = Field(default=1e-3, gt=0)
@@ -139,7 +144,7 @@ class TrainConfig(TrainSettings):
     save_dir: Path | None = None
     """Also copy the finished model here."""
     consensus: bool = False
-    """Save beside the model what the captions say of the training pictures (up to 5,000): it then chooses among the
+    """Save beside the model what the captions say of the training pictures (up to 6,000): it then chooses among the
     captions of a beam search. The captions become part of the model folder."""
     save_adapter: bool = False
     """Also save the adapter in PEFT form, beside the merged model."""
@@ -162,6 +167,8 @@ class TrainConfig(TrainSettings):
             )
         if (self.model_id or self.tag) and not self.push_to_hub:
             raise ValueError("--model-id and --tag say where to upload to; they come with --push-to-hub.")
+        if self.augment and self.mirror:
+            raise ValueError("--augment mirrors pictures already; leave out --mirror.")
         if self.augment and self.cache_features == "on":
             raise ValueError(
                 "--augment changes pixels at every step, so --cache-features on cannot hold; choose one."
@@ -198,6 +205,8 @@ class TrainConfig(TrainSettings):
             raise ValueError(
                 "--consensus reads the encoder's features at the end and cannot --shard; leave one out."
             )
+        if self.muon_lr and self.lora:
+            raise ValueError("--muon-lr trains the decoder's own matrices; add --no-lora.")
         if self.cache_int8 and self.cache_features == "off":
             raise ValueError("--cache-int8 needs the feature cache; leave out --cache-features off.")
         if self.save_adapter and not self.lora:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
-from limner.decoding.consensus import Consensus
+from limner.decoding.consensus import Consensus, middle
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
@@ -129,7 +129,8 @@ class Captioner:
         decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
         rows: Sequence[int] = range(len(decoded.tokens))
         if chooser is not None and len(rows) > len(images):
-            rows = self._chosen(chooser, features, decoded)
+            looks = torch.stack([look.float().mean(1) for look in (features, self.vlm.features(middle(pixels)))], 1)
+            rows = self._chosen(chooser, looks, decoded)
         seconds = (time.perf_counter() - began) / len(images)
         captions = []
         for row in rows:
@@ -140,13 +141,13 @@ class Captioner:
             captions.append(Caption(text, tokens, float(decoded.scores[row]), seconds, logprobs))
         return captions
 
-    def _chosen(self, chooser: Consensus, features: Tensor, decoded: Decoded) -> list[int]:
-        """Of R rows, R / B captions of each of B pictures, the row of each picture that is said."""
-        B, R = len(features), len(decoded.tokens)
+    def _chosen(self, chooser: Consensus, looks: Tensor, decoded: Decoded) -> list[int]:
+        """Of R rows, R / B captions of each of B pictures (B, LOOKS, Dv), the row of each picture that is said."""
+        B, R = len(looks), len(decoded.tokens)
         texts = self.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
         chosen = []
-        for first, mean in zip(range(0, R, R // B), features.float().mean(1), strict=True):  # mean: (Dv,)
-            scores = chooser.scores(texts[first : first + R // B], chooser.weights(mean))
+        for first, picture in zip(range(0, R, R // B), looks, strict=True):  # picture: (LOOKS, Dv)
+            scores = chooser.scores(texts[first : first + R // B], chooser.weights(picture))
             chosen.append(first + int(scores.argmax()))
         return chosen
 

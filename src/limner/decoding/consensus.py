@@ -1,20 +1,24 @@
 """Of several captions the one that people would most agree on: judged by what they said of pictures like this one.
 
 A captioner's likeliest caption is not its best: likely are short and general ones. What earns agreement (CIDEr-D)
-can be estimated without the decoder. The score of a caption is, but for clipping and the length penalty, a scalar
-product of its n-grams' tf-idf vector with the mean vector of what people said of the picture; and that mean can be
-predicted from the picture's features by kernel ridge regression over the training pictures, in closed form. So the
-decoder proposes, and the regression chooses. Captions of near pictures were used so by Devlin et al. 2015
-(arXiv:1505.04467), who took the neighbours' own captions and gave each the same weight.
+can be estimated without the decoder. The score of a caption of a given length is, but for clipping, a scalar
+product of its n-grams' tf-idf vector with the mean vector of what people said of the picture, captions of other
+lengths weighing less; and that mean can be predicted from the picture's features by kernel ridge regression over
+the training pictures, in closed form. So the decoder proposes, and the regression chooses. Captions of near pictures
+were used so by Devlin et al. 2015 (arXiv:1505.04467), who took the neighbours' own and gave each the same weight.
 
-N: remembered pictures. Dv: the encoder's width. B: other pictures. G: n-grams of all remembered captions.
+A picture is known by two looks at it: the mean over the image tokens that the decoder sees, and that of the
+picture's middle, enlarged, whose errors are not the decoder's.
+
+N: remembered pictures. Dv: the encoder's width. K: principal axes. B: other pictures. G: n-grams of all remembered
+captions. M: weights of all their captions' vectors.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +27,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limner.evaluation.cider import CiderD, caption_ngrams
+from limner.evaluation.cider import SIGMA, CiderD, caption_ngrams
 from limner.evaluation.ngrams import ORDERS, Ngram, count_ngrams
 from limner.evaluation.ptb import ptb_tokenize
 
-MOST_PICTURES = 5_000
-"""Remembered; of more, as many drawn evenly: the regression's matrix is N x N."""
+MOST_PICTURES = 6_000
+"""Remembered: the regression's matrix is N x N."""
+LOOKS = 2
+"""At a picture: the whole, and its `middle`."""
+MIDDLE = 0.75
+"""Of the height and width."""
+MOST_AXES = 512
+"""The principal axes on which pictures are kept."""
 SHARPNESS = 2.0
 """Of the kernel exp(SHARPNESS (cosine - 1)) between two pictures."""
 RIDGE = 0.5
@@ -41,9 +51,9 @@ class Consensus:
     """What people said of the training pictures, to choose between captions of a new one.
 
     Args:
-        mean, deviation: (Dv,) of the training pictures' features, each the mean over a picture's image tokens.
-        pictures: (N, Dv) int8: each remembered picture's standardized features, the largest of them 127. Only their
-            direction counts.
+        mean, deviation: (LOOKS, Dv) of the pictures' features.
+        axes: (K, LOOKS Dv) int8: the directions of the principal axes of standardized pictures.
+        pictures: (N, K) int8: each remembered picture along these. Only its direction counts.
         captions: of each of the N pictures, tokenized as CIDEr-D does it, words between single spaces.
 
     Raises:
@@ -51,41 +61,43 @@ class Consensus:
     """
 
     def __init__(
-        self, mean: Tensor, deviation: Tensor, pictures: Tensor, captions: Sequence[Sequence[str]]
+        self, mean: Tensor, deviation: Tensor, axes: Tensor, pictures: Tensor, captions: Sequence[Sequence[str]]
     ) -> None:
-        whole = pictures.dtype == torch.int8 and pictures.dim() == 2 and len(pictures) <= MOST_PICTURES
-        if not whole or not mean.shape == deviation.shape == pictures.shape[1:]:
+        small = all(part.dtype == torch.int8 and part.dim() == 2 for part in (axes, pictures))
+        small = small and len(pictures) <= MOST_PICTURES and len(axes) <= MOST_AXES
+        fit = mean.shape == deviation.shape == (LOOKS, mean.shape[-1]) and axes.shape[1] == mean.numel()
+        if not (small and fit and pictures.shape[1] == len(axes)):
             raise ValueError("features of these shapes and types are not what was saved")
         if not mean.isfinite().all() or not (deviation.isfinite() & (deviation > 0)).all():
             raise ValueError("its features have no finite mean and deviation")
         if len(captions) != len(pictures) or not all(captions):
             raise ValueError(f"{len(pictures)} pictures need captions, and {len(captions)} have some")
-        self.mean, self.deviation, self.pictures, self.captions = mean, deviation, pictures, captions
+        self.mean, self.deviation, self.axes = mean, deviation, axes
+        self.pictures, self.captions = pictures, captions
 
     @classmethod
     def of(cls, features: Tensor, captions: Sequence[Sequence[str]]) -> Consensus:
-        """From training pictures.
+        """From at most `MOST_PICTURES` training pictures.
 
         Args:
-            features: (N, Dv), each the mean over a picture's image tokens.
+            features: (N, LOOKS, Dv), of each look the mean over the image tokens.
             captions: raw, of each.
         """
         features = features.float()
-        mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)
-        chosen = torch.arange(len(features))
-        if len(chosen) > MOST_PICTURES:
-            chosen = torch.linspace(0, len(chosen) - 1, MOST_PICTURES).round().long()
-        known = (features[chosen] - mean) / deviation  # (N, Dv)
-        pictures = (127 * known / known.abs().amax(1, keepdim=True).clamp_min(1e-12)).round().to(torch.int8)
-        return cls(
-            mean, deviation, pictures, [[ptb_tokenize(text) for text in captions[n]] for n in chosen.tolist()]
-        )
+        mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)  # (LOOKS, Dv)
+        known = _looks_alike((features - mean) / deviation)  # (N, LOOKS Dv)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            axes = torch.svd_lowrank(known, min(MOST_AXES + 64, *known.shape))[2].mT  # the last are inexact
+        axes = _in_8_bits(axes[:MOST_AXES])  # (K, LOOKS Dv)
+        pictures = _in_8_bits(known @ _length_one(axes).mT)
+        return cls(mean, deviation, axes, pictures, [[ptb_tokenize(text) for text in group] for group in captions])
 
     def save(self, model: Path) -> None:
-        """Writes it into the model's folder: N (Dv + about 250) bytes."""
+        """Writes it into the model's folder: N (K + about 250) + 2 K Dv bytes."""
         folder = model / FOLDER
         folder.mkdir(exist_ok=True)
-        tensors = {"mean": self.mean, "deviation": self.deviation, "pictures": self.pictures}
+        tensors = {name: getattr(self, name) for name in ("mean", "deviation", "axes", "pictures")}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "features.safetensors")
         (folder / "captions.json").write_text(json.dumps(self.captions, ensure_ascii=False), encoding="utf-8")
 
@@ -104,25 +116,21 @@ class Consensus:
             captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
             if not all(isinstance(text, str) for group in captions for text in group):
                 raise ValueError("captions.json holds other things than captions")
-            if tensors["mean"].shape != (width,):
+            if tensors["mean"].shape != (LOOKS, width):
                 raise ValueError(f"it is not of an encoder of width {width}")
-            return cls(tensors["mean"], tensors["deviation"], tensors["pictures"], captions)
+            return cls(**tensors, captions=captions)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{folder} cannot be used ({error}); delete that folder, and the model captions without it."
             ) from error
 
-    def _direction(self, known: Tensor) -> Tensor:
-        """(..., Dv) -> (..., Dv) of length one."""
-        return torch.nn.functional.normalize(known.float(), dim=-1)
-
     def _kernel(self, directions: Tensor) -> Tensor:
-        """(B, Dv) of length one -> (N, B)."""
+        """(B, K) of length one -> (N, B)."""
         return torch.exp(SHARPNESS * (self._remembered @ directions.mT - 1))
 
     @cached_property
     def _remembered(self) -> Tensor:
-        return self._direction(self.pictures)  # (N, Dv)
+        return _length_one(self.pictures)  # (N, K)
 
     @cached_property
     def _factor(self) -> Tensor:
@@ -130,26 +138,30 @@ class Consensus:
         return torch.linalg.cholesky(self._kernel(self._remembered) + RIDGE * torch.eye(len(self.pictures)))
 
     def weights(self, features: Tensor) -> np.ndarray:
-        """How much each remembered picture tells of a new one: (Dv,) mean features -> (N,)."""
-        direction = self._direction((features.float().cpu() - self.mean) / self.deviation)
-        return torch.cholesky_solve(self._kernel(direction[None]), self._factor)[:, 0].numpy()
+        """How much each remembered picture tells of a new one: (LOOKS, Dv) features -> (N,)."""
+        known = _looks_alike(((features.float().cpu() - self.mean) / self.deviation)[None])  # (1, LOOKS Dv)
+        direction = _length_one(known @ _length_one(self.axes).mT)  # (1, K)
+        return torch.cholesky_solve(self._kernel(direction), self._factor)[:, 0].numpy()
 
     @cached_property
     def _scorer(self) -> CiderD:
         return CiderD([[count_ngrams(text.split()) for text in group] for group in self.captions])
 
     @cached_property
-    def _said(self) -> tuple[dict[Ngram, int], np.ndarray, np.ndarray, np.ndarray]:
-        """A number for each n-gram (G), and of each n-gram of each caption: its number, its picture, its weight."""
+    def _said(self) -> tuple[dict[Ngram, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A number for each n-gram (G), and of each n-gram of each caption its number, its picture, its weight and
+        the caption's length: four times (M,)."""
         numbers: dict[Ngram, int] = {}
-        ids, owners, weights = [], [], []
+        ids, owners, weights, lengths = [], [], [], []
         for n, group in enumerate(self._scorer.vectors):
             for vector in group:
                 for ngram, weight in vector.unit_weights():
                     ids.append(numbers.setdefault(ngram, len(numbers)))
                     owners.append(n)
                     weights.append(weight / len(group))
-        return numbers, np.array(ids, np.int64), np.array(owners, np.int64), np.array(weights, np.float64)
+                    lengths.append(vector.length)
+        of_ngrams = np.array(ids, np.int64), np.array(owners, np.int64), np.array(weights), np.array(lengths)
+        return numbers, *of_ngrams
 
     def scores(self, texts: Sequence[str], weights: np.ndarray) -> np.ndarray:
         """What each caption of one picture is expected to earn, on CIDEr-D's scale.
@@ -159,13 +171,47 @@ class Consensus:
             weights: (N,), what `weights` gave for the picture.
 
         Returns:
-            (len(texts),): the weighted sum, over the remembered pictures, of the mean cosine with their captions.
+            (len(texts),): the weighted sum, over the remembered pictures, of the mean, over their captions, of the
+            cosine times CIDEr-D's Gaussian of the difference in length.
         """
-        numbers, ids, owners, parts = self._said
-        expected = np.bincount(ids, parts * weights[owners], len(numbers))  # (G,)
-        found = []
-        for text in texts:
-            vector = self._scorer.vector(caption_ngrams(text))
-            known = ((numbers.get(ngram), weight) for ngram, weight in vector.unit_weights())
-            found.append(sum(weight * expected[number] for number, weight in known if number is not None))
+        numbers, ids, owners, parts, lengths = self._said
+        vectors = [self._scorer.vector(caption_ngrams(text)) for text in texts]
+        known = [{numbers[n]: weight for n, weight in vector.unit_weights() if n in numbers} for vector in vectors]
+        asked = np.zeros(len(numbers), bool)
+        asked[[number for of_text in known for number in of_text]] = True
+        here = np.flatnonzero(asked[ids])  # of the M
+        ids, parts, lengths = ids[here], parts[here] * weights[owners[here]], lengths[here]
+
+        @cache
+        def expected(length: int) -> np.ndarray:
+            """(G,) for a caption of this length."""
+            return np.bincount(ids, parts * np.exp(-((lengths - length) ** 2) / (2 * SIGMA**2)), len(numbers))
+
+        found = [
+            sum(weight * expected(vector.length)[number] for number, weight in of_text.items())
+            for vector, of_text in zip(vectors, known, strict=True)
+        ]
         return 10 / ORDERS * np.array(found)
+
+
+def middle(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, H, W): the middle of each picture, enlarged to the whole's size."""
+    size = pixels.shape[-2:]
+    high, wide = (max(1, round(MIDDLE * side)) for side in size)
+    top, left = (size[0] - high) // 2, (size[1] - wide) // 2
+    part = pixels[..., top : top + high, left : left + wide]
+    return torch.nn.functional.interpolate(part, tuple(size), mode="bicubic", align_corners=False)
+
+
+def _length_one(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.float(), dim=-1)
+
+
+def _looks_alike(known: Tensor) -> Tensor:
+    """(B, LOOKS, Dv) standardized -> (B, LOOKS Dv) of length one, each look of the same length."""
+    return _length_one(_length_one(known).flatten(1))
+
+
+def _in_8_bits(rows: Tensor) -> Tensor:
+    """The directions of rows: the largest number of each becomes 127."""
+    return (127 * rows / rows.abs().amax(-1, keepdim=True).clamp_min(1e-12)).round().to(torch.int8)

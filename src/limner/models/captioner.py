@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Source = str | Path | PretrainedConfig
-ImageTokens = Literal["patches", "mean"]
+ImageTokens = Literal["patches", "regions", "mean"]
 
 # Letters: B pictures, (H, W) input pixels, P prefix tokens, Dv vision width, N caption tokens, D the language
 # model's embedding width, T = P (+ 1 for BOS) + N, V the vocabulary.
@@ -51,10 +51,11 @@ class PrefixConditioningVLM(nn.Module):
         tokenizer: its tokenizer, with ``<image>`` (`limner.models.decoder`).
         image_processor_config: how pictures become pixels, in the stock ``preprocessor_config`` form.
         feature_layer: the index into the encoder's hidden states; -2 is what every runtime reads alike.
-        image_tokens: "patches": a token for each; "mean": their mean as the only one, the cheapest prefix.
+        image_tokens: "patches": a token for each; "regions": the means of all and of five regions
+            (`encoder.region_means`); "mean": that of all alone, the cheapest prefix.
 
     Raises:
-        ValueError: ``image_tokens`` is neither.
+        ValueError: ``image_tokens`` is none of these, or the encoder's patches are no square that has regions.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class PrefixConditioningVLM(nn.Module):
         self.image_processor_config = image_processor_config
         self.feature_layer = feature_layer
         if image_tokens not in get_args(ImageTokens):
-            raise ValueError(f"There are no image tokens '{image_tokens}'; choose patches or mean.")
+            raise ValueError(f"There are no image tokens '{image_tokens}'; choose patches, regions or mean.")
         self.image_tokens = image_tokens
         self.image_size = encoders.image_size(encoder.config, image_processor_config)
         self.bos_id = decoders.prompt_bos(tokenizer)
@@ -84,7 +85,14 @@ class PrefixConditioningVLM(nn.Module):
         self.__dict__["_tower"] = encoders.tower_up_to(encoder, feature_layer)
         self.__dict__["_packed"] = None
         patches = encoders.feature_shape(encoder, feature_layer, self.image_size)[0]
-        self.num_prefix_tokens = 1 if image_tokens == "mean" else patches
+        self.pool: torch.Tensor | None = None
+        """(P, patches): the weights that make the image tokens of the patches; None: each is one."""
+        if image_tokens == "regions" and self.image_size[0] != self.image_size[1]:
+            raise ValueError(f"Regions are those of square pictures, and this encoder's are {self.image_size}.")
+        if image_tokens != "patches":
+            mean = torch.full((1, patches), 1 / patches)
+            self.pool = mean if image_tokens == "mean" else torch.cat([mean, encoders.region_means(patches)])
+        self.num_prefix_tokens = patches if self.pool is None else len(self.pool)
 
     # ---- parts -----------------------------------------------------------------------------------------------
 
@@ -134,7 +142,7 @@ class PrefixConditioningVLM(nn.Module):
 
         def run(pixels: torch.Tensor) -> torch.Tensor:
             row = encoders.as_row(encoders.encode(packed_tower or self.tower, pixels, layer))
-            return row.mean(1, keepdim=True) if self.image_tokens == "mean" else row
+            return row if self.pool is None else self.pool.to(row) @ row  # (P, patches) @ (B, patches, Dv)
 
         return in_pieces(run, pixels) if packed_tower else run(pixels)
 
@@ -355,7 +363,7 @@ def build_captioner(
         tokenizer: needed where ``decoder`` is a configuration, whose vocabulary size it sets.
         image_processor: another image processor than the encoder's own (folder, hub id or settings).
         feature_layer: index into the encoder's hidden states; None: -2, and the last map of convolutional trunks.
-        image_tokens: "patches", or "mean" for their mean alone.
+        image_tokens: "patches", "regions" or "mean", as for `PrefixConditioningVLM`.
         freeze_vision: None: frozen, unless the encoder is a configuration.
         unfreeze_vision_layers: the last layers that train nevertheless.
         bos: whether captions begin with BOS; None: as the family does.

@@ -7,6 +7,7 @@ to that one are run.
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,25 @@ def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor, layer: int | No
 def as_row(states: torch.Tensor) -> torch.Tensor:
     """A map (B, C, h, w) as a row of tokens (B, h*w, C), line by line; a row stays as it is."""
     return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
+
+
+def region_means(patches: int) -> torch.Tensor:
+    """(5, patches): the weights that take the means of the upper, lower, left and right half of a square of
+    patches, and of its middle (all but a quarter at each side, rounded down). Tokens before the square, a class
+    token or registers, have no place and no weight.
+
+    Raises:
+        ValueError: there are too few patches for halves.
+    """
+    side = math.isqrt(patches)
+    if side < 2:
+        raise ValueError(f"Regions need at least 2 x 2 patches, and this encoder gives {patches}.")
+    half, rim = side // 2, side // 4
+    within = torch.zeros(5, side, side)
+    within[0, :half] = within[1, -half:] = within[2, :, :half] = within[3, :, -half:] = 1
+    within[4, rim : side - rim, rim : side - rim] = 1
+    weights = within.flatten(1) / within.sum((1, 2))[:, None]  # (5, side^2)
+    return torch.nn.functional.pad(weights, (patches - side**2, 0))
 
 
 def last_layers(encoder: PreTrainedModel, view: PreTrainedModel | None, count: int) -> list[nn.Parameter]:

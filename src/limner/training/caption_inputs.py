@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +16,12 @@ import torch
 
 from limner.config.train import TrainConfig
 from limner.data.augment import augment as vary
+from limner.data.augment import can_be_mirrored
 from limner.data.feature_cache import FeatureCache, weights_digest
 from limner.data.images import PixelSettings, load_image
 from limner.data.loading import check_images, load_pictures, settle_failures
 from limner.data.records import Record
+from limner.decoding.consensus import middle
 from limner.models.captioner import PrefixConditioningVLM
 from limner.training.task import Progress
 
@@ -27,14 +30,22 @@ MEMORY_SHARE = 0.25
 
 Records = dict[str, list[Record]]
 Say = Callable[[str], None]
+Variation = Literal["augmented", "mirrored"]
+Look = Literal["plain", "mirrored", "middle"]
+LOOKS_AT: dict[Look, Callable[[torch.Tensor], torch.Tensor]] = {
+    "plain": lambda pixels: pixels,
+    "mirrored": lambda pixels: pixels.flip(-1),
+    "middle": middle,
+}
+"""(N, 3, H, W) -> the same: what the encoder sees of a picture."""
 
 
 class Inputs(ABC):
     """The pictures of one split, in the order of its records."""
 
     @abstractmethod
-    def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        """(N, 3, H, W) float32 pixels, or (N, P, Dv) features. ``seed`` drives augmentation."""
+    def read(self, indices: Sequence[int], seed: int | None) -> torch.Tensor:
+        """(N, 3, H, W) float32 pixels, or (N, P, Dv) features. ``seed`` drives augmentation; None: as they are."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -64,23 +75,65 @@ def prepare_inputs(
     if config.cache_features == "on" and not frozen:
         raise ValueError("--cache-features on needs a frozen encoder and no --augment.")
     if frozen and config.cache_features != "off":
-        cache = feature_cache(vlm, settings, config)
-        everything = [record for of_split in records.values() for record in of_split]
-        plan = cache.plan(everything, progress)
-        say(f"{str(plan)[0].upper()}{str(plan)[1:]}.")
-        if plan.fits or config.cache_features == "on":
-            rows, remarks = cache.fill(everything, plan, progress=progress, skip_bad_images=config.skip_bad_images)
-            for remark in remarks:
-                say(remark)
-            if cache.relative_error:
-                say(f"Cached features differ from computed ones by {cache.relative_error:.1e} (relative).")
-            return _by_split(records, rows, lambda _, own: FeatureInputs(cache, own))
+        cached = _feature_inputs(vlm, records, settings, config, say, progress)
+        if cached is not None:
+            return cached
         say("The disk has no room for them: the encoder runs in every step instead.")
-    return pixel_inputs(records, settings, progress, say, config.augment, config.skip_bad_images)
+    varied: Variation | None = "augmented" if config.augment else "mirrored" if config.mirror else None
+    return pixel_inputs(records, settings, progress, say, varied, config.skip_bad_images)
 
 
-def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: TrainConfig) -> FeatureCache:
-    """The cache of this encoder's features, keyed by its weights, its layer and the precision it computes in."""
+def _feature_inputs(
+    vlm: PrefixConditioningVLM,
+    records: Records,
+    settings: PixelSettings,
+    config: TrainConfig,
+    say: Say,
+    progress: Progress,
+) -> tuple[dict[str, Inputs], Records] | None:
+    """The filled cache, and with --mirror that of the training pictures' mirror images; None: they do not fit."""
+
+    def filled(of: list[Record], look: Look) -> tuple[FeatureCache, np.ndarray] | None:
+        cache = feature_cache(vlm, settings, config, look)
+        plan = cache.plan(of, progress)
+        told = f"{plan}." if look == "plain" else f"{look} {plan}."
+        say(told[0].upper() + told[1:])
+        if not plan.fits and config.cache_features != "on":
+            return None
+        rows, remarks = cache.fill(of, plan, progress=progress, skip_bad_images=config.skip_bad_images)
+        for remark in remarks:
+            say(remark)
+        if cache.relative_error:
+            say(f"Cached features differ from computed ones by {cache.relative_error:.1e} (relative).")
+        return cache, rows
+
+    plain = filled([record for of_split in records.values() for record in of_split], "plain")
+    if plain is None:
+        return None
+    cache, rows = plain
+    looks: dict[Look, FeatureInputs] = {}
+    train = [record for record, row in zip(records["train"], rows, strict=False) if row >= 0]
+    others: dict[Look, bool] = {"mirrored": config.mirror, "middle": config.consensus}
+    for look in (look for look, asked in others.items() if asked):
+        wanted = np.array([look != "mirrored" or can_be_mirrored(record.captions) for record in train])
+        found = filled([train[index] for index in np.flatnonzero(wanted)], look)
+        if found is None:
+            return None
+        own = np.full(len(train), -1)
+        own[wanted] = found[1]
+        looks[look] = FeatureInputs(found[0], own)
+
+    def of_split(split: str, own: np.ndarray) -> Inputs:
+        return FeatureInputs(cache, own, looks if split == "train" else {})
+
+    return _by_split(records, rows, of_split)
+
+
+def feature_cache(
+    vlm: PrefixConditioningVLM, settings: PixelSettings, config: TrainConfig, look: Look = "plain"
+) -> FeatureCache:
+    """The cache of this encoder's features of a look at each picture, keyed by its weights, its layer and the
+    precision it computes in. Of a picture's middle only the mean over the image tokens is asked for, and kept."""
     key = {
         "encoder": weights_digest(vlm.encoder),
         "layer": vlm.feature_layer,
@@ -88,8 +141,15 @@ def feature_cache(vlm: PrefixConditioningVLM, settings: PixelSettings, config: T
     }
     if vlm.image_tokens != "patches":  # only then, so that caches made before stay valid
         key["image_tokens"] = vlm.image_tokens
+    if look != "plain":
+        key["look"] = look
     kept: Literal["int8", "fp16"] = "int8" if config.cache_int8 else "fp16"
-    return FeatureCache(config.cache_dir / "features", key, settings, vlm.features, kept, draft=True)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        features = vlm.features(LOOKS_AT[look](pixels))  # (B, P, Dv)
+        return features.mean(1, keepdim=True) if look == "middle" else features
+
+    return FeatureCache(config.cache_dir / "features", key, settings, encode, kept, draft=True)
 
 
 def _by_split(
@@ -106,17 +166,41 @@ def _by_split(
 
 
 class FeatureInputs(Inputs):
-    """Features of a frozen encoder, from the cache."""
+    """Features of a frozen encoder, from the cache.
 
-    def __init__(self, cache: FeatureCache, rows: np.ndarray) -> None:
-        self.cache, self.rows = cache, rows
+    Args:
+        rows: of the split's pictures; -1 where there is none.
+        looks: other looks at the same pictures. Where one is "mirrored", that is read every other time.
+    """
 
-    def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        return self.cache.read(self.rows[list(indices)])
+    def __init__(
+        self, cache: FeatureCache, rows: np.ndarray, looks: dict[Look, FeatureInputs] | None = None
+    ) -> None:
+        self.cache, self.rows, self.looks = cache, rows, looks or {}
+
+    def read(self, indices: Sequence[int], seed: int | None) -> torch.Tensor:
+        features = self.cache.read(self.rows[list(indices)])  # (N, P, Dv)
+        mirrored = self.looks.get("mirrored")
+        if mirrored is not None and seed is not None:
+            there = mirrored.rows[list(indices)]
+            turned = _every_other(self.rows[list(indices)], seed) & (there >= 0)
+            features[torch.from_numpy(turned)] = mirrored.cache.read(there[turned])
+        return features
 
     def describe(self) -> str:
         tokens, width = self.cache.row_shape
-        return f"features {tokens} x {width}, {self.cache.dtype}, cached in {self.cache.folder}"
+        more = "".join(f", {look} in {other.cache.folder}" for look, other in self.looks.items())
+        return f"features {tokens} x {width}, {self.cache.dtype}, cached in {self.cache.folder}{more}"
+
+    def remove(self) -> list[Path]:
+        """Removes what is cached from the disk; the folders that are gone."""
+        self.cache.remove()
+        return [self.cache.folder, *(folder for look in self.looks.values() for folder in look.remove())]
+
+
+def _every_other(rows: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) bool: which of a batch's pictures are mirrored; whatever stands beside them."""
+    return np.array([np.random.default_rng([seed, row]).random() < 0.5 for row in rows])
 
 
 def pixel_inputs(
@@ -124,7 +208,7 @@ def pixel_inputs(
     settings: PixelSettings,
     progress: Progress,
     say: Say = print,
-    augment: bool = False,
+    varied: Variation | None = None,
     skip_bad_images: bool = False,
 ) -> tuple[dict[str, Inputs], Records]:
     """Pixels of every split, and the records that can be read; see `prepare_inputs`. Pictures are kept in memory
@@ -132,7 +216,7 @@ def pixel_inputs(
     everything = [record for of_split in records.values() for record in of_split]
     height, width = settings.size
     need = len(everything) * height * width * 3
-    if augment or need > MEMORY_SHARE * psutil.virtual_memory().available:
+    if varied == "augmented" or need > MEMORY_SHARE * psutil.virtual_memory().available:
         sound, remarks = check_images(everything, skip_bad_images, progress=progress)
         rows = np.full(len(everything), -1)
         rows[sound] = sound
@@ -143,7 +227,7 @@ def pixel_inputs(
         say(remark)
 
     def of_split(split: str, own: np.ndarray) -> Inputs:
-        return PixelInputs(everything, own, settings, kept, augment and split == "train")
+        return PixelInputs(everything, own, settings, kept, varied if split == "train" else None)
 
     return _by_split(records, rows, of_split)
 
@@ -173,23 +257,28 @@ class PixelInputs(Inputs):
         rows: np.ndarray,
         settings: PixelSettings,
         kept: np.ndarray | None,
-        augment: bool,
+        varied: Variation | None = None,
     ) -> None:
-        self.records, self.rows, self.settings, self.kept, self.augment = records, rows, settings, kept, augment
+        self.records, self.rows, self.settings, self.kept, self.varied = records, rows, settings, kept, varied
 
-    def read(self, indices: Sequence[int], seed: int) -> torch.Tensor:
+    def read(self, indices: Sequence[int], seed: int | None) -> torch.Tensor:
         rows = self.rows[list(indices)]
         arrays = self.kept[rows] if self.kept is not None else np.stack([self._decode(row, seed) for row in rows])
-        return self.settings.normalize(torch.from_numpy(arrays))
+        pixels = self.settings.normalize(torch.from_numpy(arrays))  # (N, 3, H, W)
+        if self.varied == "mirrored" and seed is not None:
+            may = np.array([can_be_mirrored(self.records[row].captions) for row in rows])
+            turned = torch.from_numpy(_every_other(rows, seed) & may)
+            pixels[turned] = pixels[turned].flip(-1)
+        return pixels
 
-    def _decode(self, row: int, seed: int) -> np.ndarray:
+    def _decode(self, row: int, seed: int | None) -> np.ndarray:
         record = self.records[row]
         image = load_image(record.image, self.settings.draft_size)
-        if self.augment:
+        if self.varied == "augmented" and seed is not None:
             image = vary(image, record.captions, np.random.default_rng([seed, row]))
         return self.settings.array(image)
 
     def describe(self) -> str:
         where = "kept in memory" if self.kept is not None else "decoded in every epoch"
-        varied = ", augmented" if self.augment else ""
+        varied = f", {self.varied}" if self.varied else ""
         return f"pixels {self.settings.size[0]} x {self.settings.size[1]}, {where}{varied}"

@@ -34,7 +34,8 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
     cached = vlm.encoder_is_frozen and not config.augment and config.cache_features != "off"
     row_bytes = feature_cache(vlm, task.pixels, config).row_bytes if cached else 0
     encode, step = _measure(task, loop.batch_size, cached)
-    encoding = encode * sum(num_pictures.values()) if cached else 0.0
+    views = sum(num_pictures.values()) + (num_pictures["train"] if config.mirror else 0)
+    encoding = encode * views if cached else 0.0
     training = step * loop.accumulation * steps
     counts = vlm.parameter_counts()
     return {
@@ -46,7 +47,7 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
         "prefix_tokens": vlm.num_prefix_tokens,
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
-        "feature_cache_mb": round(row_bytes * sum(num_pictures.values()) / 1e6, 1),
+        "feature_cache_mb": round(row_bytes * views / 1e6, 1),
         "peak_memory_mb": round(peak_memory_mb()),
         "captions_per_second": round(num_captions / num_pictures["train"] * loop.batch_size / step, 2),
         "seconds": {"encoding": round(encoding), "training": round(training)},
@@ -60,7 +61,7 @@ def _measure(task: CaptionTask, batch_size: int, cached: bool) -> tuple[float, f
     task.records = {"train": few, "validation": few[:1]}
     task.tokenize()
     rows = torch.arange(len(few)).numpy()
-    task.inputs = {"train": PixelInputs(few, rows, task.pixels, None, augment=False)}
+    task.inputs = {"train": PixelInputs(few, rows, task.pixels, None)}
     task.model.train()
     optimizer = build_optimizer(task.parameter_groups())
     encodings, steps = [], []

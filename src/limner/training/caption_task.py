@@ -24,7 +24,7 @@ from limner.data.images import PixelSettings, load_image
 from limner.data.packing import LengthBuckets, block_mask, caption_tokens, flex_block_mask, pack_captions
 from limner.data.records import Record, Splits
 from limner.decoding import get_decoder, step_model
-from limner.decoding.consensus import Consensus
+from limner.decoding.consensus import MOST_PICTURES, Consensus
 from limner.device import compiles, require_compiler
 from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
@@ -32,7 +32,7 @@ from limner.models.adapted import AdaptedStack, NotAdapted
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.decoder import plain_head
 from limner.models.stock import expressible, save_adapter, save_captioner
-from limner.training.caption_inputs import FeatureInputs, prepare_inputs
+from limner.training.caption_inputs import LOOKS_AT, FeatureInputs, Look, prepare_inputs
 from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.ridge_start import start_projection
@@ -42,7 +42,7 @@ COMPILE_FROM_OPERATIONS = 1e14
 """Runs on a CPU with more operations than this are compiled: some minutes of computing. On GPUs, where nothing of
 this has been measured, only those that ask for it."""
 MEAN_PICTURES = 20_000
-"""To which the projection's start and the consensus are fitted, at most."""
+"""To which the projection's start is fitted, at most."""
 NUM_PROBES = 6
 PROBE_SIZE = 384
 
@@ -244,23 +244,28 @@ class CaptionTask(Task):
         self.arrange = LengthBuckets(lengths, loop.batch_size, self.config.seed, window)  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def _mean_features(self) -> torch.Tensor:
-        """(N, Dv): of each training picture, up to `MEAN_PICTURES`, the mean over its image tokens."""
-        means, count = [], min(len(self.records["train"]), MEAN_PICTURES)
+    def _mean_features(self, chosen: Sequence[int], look: Look = "plain") -> torch.Tensor:
+        """(N, Dv): of these training pictures, the mean over the image tokens of a look at them."""
+        inputs, found = self.inputs["train"], []
+        if isinstance(inputs, FeatureInputs) and look != "plain":
+            inputs = inputs.looks[look]
         was_training = self.model.training
         self.model.eval()  # as they will be when it captions: an open encoder may hold batch normalization
-        for first in range(0, count, 64):
-            picture = self.inputs["train"].read(range(first, min(first + 64, count)), seed=0)
-            features = picture if picture.dim() == 3 else self.captioner.features(picture)  # (64, P, Dv)
-            means.append(features.float().mean(1).cpu())
+        for first in range(0, len(chosen), 64):
+            picture = inputs.read(chosen[first : first + 64], seed=None)
+            if picture.dim() == 4:
+                picture = self.captioner.features(LOOKS_AT[look](picture))  # (64, P, Dv)
+            found.append(picture.float().mean(1).cpu())
         self.model.train(was_training)
-        return torch.cat(means)
+        return torch.cat(found)
 
     def _start_projection(self) -> None:
         """Sets the projection to the best linear guess of a caption's words (`ridge_start`)."""
-        means = self._mean_features()
+        chosen = evenly(len(self.records["train"]), MEAN_PICTURES)
+        means = self._mean_features(chosen)
         embedding = self.vlm.embed_tokens.weight.detach().float().cpu()
-        told = start_projection(self.vlm.projection.linear_1, means, self.tokens["train"][: len(means)], embedding)
+        captions = [self.tokens["train"][index] for index in chosen]
+        told = start_projection(self.vlm.projection.linear_1, means, captions, embedding)
         self.say(f"The projection begins at a ridge regression that tells {told:.0%} of the captions' words.")
 
     def _metrics(self) -> tuple[Scorer, Meteor | None]:
@@ -299,15 +304,26 @@ class CaptionTask(Task):
             "decoder": config.scratch_lr if new and not config.decoder_model else config.lora_lr,
             "encoder": config.scratch_lr if new and not config.encoder_model else config.vision_lr,
         }
+        hidden = self._hidden_matrices() if config.muon_lr else set()
+        rates["matrices"] = config.muon_lr or 0.0
         members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in rates}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                members[name.split(".")[1]].append((name, parameter))
+                group = "matrices" if parameter in hidden else name.split(".")[1]
+                members[group].append((name, parameter))
         return [
-            ParameterGroup(name, members[name], rate, config.weight_decay)
-            for name, rate in rates.items()
-            if members[name]
+            ParameterGroup(name, of, rates[name], config.weight_decay, "muon" if name == "matrices" else "adamw")
+            for name, of in members.items()
+            if of
         ]
+
+    def _hidden_matrices(self) -> set[nn.Parameter]:
+        """What Muon trains: the decoder's matrices, but for its embeddings and head."""
+        lm = self.vlm.language_model
+        outer = (*lm.get_input_embeddings().parameters(), *lm.get_output_embeddings().parameters())
+        inner = [m for m in lm.modules() if not isinstance(m, nn.Embedding)]
+        matrices = {p for m in inner for p in m.parameters(recurse=False) if p.dim() == 2}
+        return matrices - set(outer)
 
     # -- training --------------------------------------------------------------------------------------------
 
@@ -418,8 +434,9 @@ class CaptionTask(Task):
         vlm.generation_config.max_new_tokens = self.config.max_length
         save_captioner(vlm, folder)
         if getattr(self.config, "consensus", False):  # the demo, whose task this is too, has none
-            means = self._mean_features()
-            Consensus.of(means, [record.captions for record in self.records["train"][: len(means)]]).save(folder)
+            chosen = evenly(len(self.records["train"]), MOST_PICTURES)
+            looks = torch.stack([self._mean_features(chosen, look) for look in ("plain", "middle")], 1)
+            Consensus.of(looks, [self.records["train"][index].captions for index in chosen]).save(folder)
         if getattr(self.config, "save_adapter", False):  # nor an adapter
             if not isinstance(vlm.decoder, PeftModel):
                 self.say("There is no adapter to save: the whole decoder was trained.")
@@ -430,8 +447,13 @@ class CaptionTask(Task):
         """Removes the feature cache from the disk."""
         inputs = self.inputs["train"]
         if isinstance(inputs, FeatureInputs):
-            inputs.cache.remove()
-            self.say(f"Removed {inputs.cache.folder}.")
+            for folder in inputs.remove():
+                self.say(f"Removed {folder}.")
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of ``count`` indices."""
+    return [int(index) for index in np.linspace(0, count - 1, min(count, most)).round()]
 
 
 def _fitting(settings: dict[str, Any]) -> dict[str, Any]:
