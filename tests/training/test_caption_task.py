@@ -138,6 +138,43 @@ def test_the_mean_of_the_patches_may_be_the_only_image_token(fit: Runner) -> Non
     assert torch.allclose(vlm.features(pixels), patches.mean(2)[:, None], atol=1e-5)
 
 
+def test_the_means_of_regions_may_be_the_image_tokens(fit: Runner) -> None:
+    """Cached and live, saved and read again; each token is the mean of the patches that lie where its name says."""
+    cached = fit("cached", image_tokens="regions")
+    live = fit("live", image_tokens="regions", cache_features="off")
+    assert curve(cached) == pytest.approx(curve(live), rel=1e-3)
+    vlm = load_captioner(cached.run.model_path, device="cpu").vlm
+    pixels = torch.randn(2, 3, *vlm.image_size)
+    patches = vlm.encoder(pixels).last_hidden_state  # (2, Dv, h, w)
+    side = patches.shape[-1]
+    half, rim = side // 2, side // 4
+    inside = patches[..., rim : side - rim, rim : side - rim]
+    halves = (patches[..., :half, :], patches[..., -half:, :], patches[..., :half], patches[..., -half:])
+    wanted = torch.stack([part.mean((2, 3)) for part in (patches, *halves, inside)], 1)  # (2, 6, Dv)
+    assert vlm.num_prefix_tokens == 6
+    assert torch.allclose(vlm.features(pixels), wanted, atol=1e-5)
+
+
+def test_pictures_are_learned_mirrored_every_other_time(fit: Runner) -> None:
+    """From cached features and live ones alike; not from plain ones alone."""
+    cached = fit("cached", mirror=True)
+    live = fit("live", mirror=True, cache_features="off")
+    assert curve(cached) == pytest.approx(curve(live), rel=1e-3)  # fp16
+    assert curve(cached) != pytest.approx(curve(fit("plain")), rel=1e-3)
+
+
+def test_muon_trains_the_matrices_of_the_layers(fit: Runner) -> None:
+    """It is given those and no others, and what it trains learns."""
+    still = {"lora": False, "projection_lr": 1e-9, "lora_lr": 1e-9, "batch_size": 8, "eval_steps": 1}
+    result, before = fit("muon", muon_lr=1e-3, **still), fit("still", **still)
+    assert eval_loss(result) < eval_loss(before)
+    new, old = (
+        dict(load_captioner(r.run.model_path, device="cpu").vlm.named_parameters()) for r in (result, before)
+    )
+    moved = {name for name, weight in new.items() if not torch.allclose(weight, old[name], atol=1e-6)}
+    assert moved == {name for name, weight in new.items() if ".layers." in name and weight.dim() == 2}
+
+
 def test_packed_rows_train_as_separate_ones(fit: Runner) -> None:
     packed, separate = fit("packed"), fit("separate", pack=False)
     assert curve(packed) == pytest.approx(curve(separate), rel=1e-5)
@@ -201,6 +238,8 @@ def test_contradictions_are_refused() -> None:
         ({"projection_start": "ridge", "projection_type": "mlp"}, "new linear projection"),
         ({"projection_start": "ridge", "base_model": "x"}, "new linear projection"),
         ({"image_tokens": "mean", "base_model": "x"}, "brings its own --image-tokens"),
+        ({"mirror": True, "augment": True}, "mirrors pictures already"),
+        ({"muon_lr": 1e-3}, "add --no-lora"),
         ({"consensus": True, "shard": True}, "cannot --shard"),
         ({"sample_temperature": 0.7}, "--objective cider draws captions; add that"),
         ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),

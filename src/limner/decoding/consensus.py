@@ -4,8 +4,8 @@ A captioner's likeliest caption is not its best: likely are short and general on
 can be estimated without the decoder. The score of a caption of a given length is, but for clipping, a scalar
 product of its n-grams' tf-idf vector with the mean vector of what people said of the picture, captions of other
 lengths weighing less; and that mean can be predicted from the picture's features by kernel ridge regression over
-the training pictures, in closed form. So the decoder proposes, and the regression chooses. Captions of near pictures
-were used so by Devlin et al. 2015 (arXiv:1505.04467), who took the neighbours' own and gave each the same weight.
+the training pictures, in closed form. So the decoder proposes, and the regression chooses. Captions of near
+pictures were used so by Devlin et al. 2015 (arXiv:1505.04467), who took the neighbours' own, all of one weight.
 
 A picture is known by two looks at it: the mean over the image tokens that the decoder sees, and that of the
 picture's middle, enlarged, whose errors are not the decoder's.
