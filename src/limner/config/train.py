@@ -145,7 +145,7 @@ class TrainConfig(TrainSettings):
     """Also copy the finished model here."""
     consensus: bool = False
     """Save beside the model what the captions say of the training pictures (up to 6,000): it then chooses among the
-    captions of a beam search. The captions become part of the model folder."""
+    captions of a beam search and some drawn ones. The captions become part of the model folder."""
     save_adapter: bool = False
     """Also save the adapter in PEFT form, beside the merged model."""
     debug: bool = False

@@ -15,10 +15,15 @@ from transformers.pytorch_utils import Conv1D
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
 from limner.decoding.consensus import Consensus, middle
+from limner.decoding.settings import DecodingSettings
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
 from limner.models.stock import read_captioner
+
+DRAWS_A_BEAM = 4
+"""Captions that are drawn beside each beam's, where a consensus chooses."""
+DRAW_TEMPERATURE = 0.5
 
 # Letters: B pictures, (H, W) pixels, P prefix tokens, Dv the encoder's width, D the language model's, N pictures
 # that are remembered.
@@ -127,13 +132,17 @@ class Captioner:
         features = self.vlm.features(pixels)  # (B, P, Dv)
         prompt = self.vlm.prompt_embeds(features)  # (B, P or P + 1, D)
         decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
-        rows: Sequence[int] = range(len(decoded.tokens))
-        if chooser is not None and len(rows) > len(images):
+        said = [(decoded, row) for row in range(len(decoded.tokens))]
+        if chooser is not None and len(said) > len(images):
             looks = torch.stack([look.float().mean(1) for look in (features, self.vlm.features(middle(pixels)))], 1)
-            rows = self._chosen(chooser, looks, decoded)
+            # One name for all rows: what is drawn of a picture is the same in every batch.
+            drawn = self._drawer(decoder, len(said) // len(images)).decode_full(
+                self.steps, prefix_embeds=prompt, row_ids=["picture"] * len(images)
+            )
+            said = self._chosen(chooser, looks, (decoded, drawn))
         seconds = (time.perf_counter() - began) / len(images)
         captions = []
-        for row in rows:
+        for decoded, row in said:
             tokens = decoded.tokens[row, : int(decoded.lengths[row])].tolist()
             sure = is_sure(float(decoded.mean_logprobs[row]), abstain_below)
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip() if sure else NOT_SURE
@@ -141,15 +150,24 @@ class Captioner:
             captions.append(Caption(text, tokens, float(decoded.scores[row]), seconds, logprobs))
         return captions
 
-    def _chosen(self, chooser: Consensus, looks: Tensor, decoded: Decoded) -> list[int]:
-        """Of R rows, R / B captions of each of B pictures (B, LOOKS, Dv), the row of each picture that is said."""
-        B, R = len(looks), len(decoded.tokens)
-        texts = self.tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+    def _chosen(self, chooser: Consensus, looks: Tensor, proposals: Sequence[Decoded]) -> list[tuple[Decoded, int]]:
+        """Of each of B pictures (B, LOOKS, Dv), the proposal that is said: of which decode, and its row there."""
         chosen = []
-        for first, picture in zip(range(0, R, R // B), looks, strict=True):  # picture: (LOOKS, Dv)
-            scores = chooser.scores(texts[first : first + R // B], chooser.weights(picture))
-            chosen.append(first + int(scores.argmax()))
+        for n, picture in enumerate(looks):
+            rows, texts = [], []
+            for decoded in proposals:
+                each = len(decoded.tokens) // len(looks)
+                of_picture = slice(n * each, (n + 1) * each)
+                rows += [(decoded, row) for row in range(of_picture.start, of_picture.stop)]
+                texts += self.tokenizer.batch_decode(decoded.tokens[of_picture], skip_special_tokens=True)
+            chosen.append(rows[int(chooser.scores(texts, chooser.weights(picture)).argmax())])
         return chosen
+
+    def _drawer(self, decoder: Decoder[Any], beams: int) -> Decoder[Any]:
+        """Draws some more captions to choose from, under the same bans and lengths as ``decoder``'s."""
+        shared = {name: getattr(decoder.settings, name) for name in DecodingSettings.model_fields}
+        drawing = {"temperature": DRAW_TEMPERATURE, "num_return_sequences": DRAWS_A_BEAM * beams}
+        return get_decoder("sample", **drawing, tokenizer=self.tokenizer, **shared)
 
     def _decoder(self, settings: dict[str, Any], proposes: bool) -> Decoder[Any]:
         """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration.
