@@ -11,7 +11,7 @@ DATA holds ``flickr8k/`` and ``models/`` (LIMNER_TEST_DATA). All is done by Limn
    the decoder learn the captions' words;
 4. ``limner train --objective cider``: they learn what scores;
 5. ``limner evaluate`` on the validation photos: BLEU, ROUGE-L, CIDEr-D, and the shuffled control; once as it is,
-   the training captions choosing among twenty beams, and once without them.
+   the training captions choosing among twenty beams and eighty draws, and once without them.
 
 Prints one JSON object. The recipe was chosen on the validation photos; docs/LOG.md has the tries.
 """
