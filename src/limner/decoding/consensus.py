@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ SHARPNESS = 2.0
 """Of the kernel exp(SHARPNESS (cosine - 1)) between two pictures."""
 RIDGE = 0.5
 """Added to the kernel's diagonal."""
+LONGEST = 127
+"""A caption of more words counts as one of so many."""
 FOLDER = "consensus"
 """Of a model's folder. Stock tools do not look there."""
 
@@ -159,8 +161,13 @@ class Consensus:
                     ids.append(numbers.setdefault(ngram, len(numbers)))
                     owners.append(n)
                     weights.append(weight / len(group))
-                    lengths.append(vector.length)
-        of_ngrams = np.array(ids, np.int64), np.array(owners, np.int64), np.array(weights), np.array(lengths)
+                    lengths.append(min(vector.length, LONGEST))
+        of_ngrams = (
+            np.array(ids, np.int64),
+            np.array(owners, np.int64),
+            np.array(weights),
+            np.array(lengths, np.int64),
+        )
         return numbers, *of_ngrams
 
     def scores(self, texts: Sequence[str], weights: np.ndarray) -> np.ndarray:
@@ -177,18 +184,19 @@ class Consensus:
         numbers, ids, owners, parts, lengths = self._said
         vectors = [self._scorer.vector(caption_ngrams(text)) for text in texts]
         known = [{numbers[n]: weight for n, weight in vector.unit_weights() if n in numbers} for vector in vectors]
-        asked = np.zeros(len(numbers), bool)
-        asked[[number for of_text in known for number in of_text]] = True
-        here = np.flatnonzero(asked[ids])  # of the M
-        ids, parts, lengths = ids[here], parts[here] * weights[owners[here]], lengths[here]
-
-        @cache
-        def expected(length: int) -> np.ndarray:
-            """(G,) for a caption of this length."""
-            return np.bincount(ids, parts * np.exp(-((lengths - length) ** 2) / (2 * SIGMA**2)), len(numbers))
-
+        asked = np.unique([number for of_text in known for number in of_text]).astype(np.int64)  # (A,)
+        place = np.full(len(numbers), -1)
+        place[asked] = np.arange(len(asked))
+        here = np.flatnonzero(place[ids] >= 0)  # of the M
+        ids, owners, parts, lengths = place[ids[here]], owners[here], parts[here], lengths[here]
+        sizes = np.arange(LONGEST + 1)  # (S,)
+        said = np.bincount(ids * len(sizes) + lengths, parts * weights[owners], len(asked) * len(sizes))
+        penalty = np.exp(-((sizes[:, None] - sizes) ** 2) / (2 * SIGMA**2))  # (S, S)
+        expected = (
+            said.reshape(len(asked), len(sizes)) @ penalty
+        )  # (A, S): of an n-gram in a caption of each length
         found = [
-            sum(weight * expected(vector.length)[number] for number, weight in of_text.items())
+            sum(weight * expected[place[number], min(vector.length, LONGEST)] for number, weight in of_text.items())
             for vector, of_text in zip(vectors, known, strict=True)
         ]
         return 10 / ORDERS * np.array(found)
