@@ -163,6 +163,11 @@ def test_pictures_are_learned_mirrored_every_other_time(fit: Runner) -> None:
     assert curve(cached) != pytest.approx(curve(fit("plain")), rel=1e-3)
 
 
+def test_pictures_of_told_sides_are_not_mirrored(fit: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limner.training.caption_inputs.can_be_mirrored", lambda captions: False)
+    assert curve(fit("mirror", mirror=True)) == curve(fit("plain"))
+
+
 def test_muon_trains_the_matrices_of_the_layers(fit: Runner) -> None:
     """It is given those and no others, and what it trains learns."""
     still = {"lora": False, "projection_lr": 1e-9, "lora_lr": 1e-9, "batch_size": 8, "eval_steps": 1}

@@ -35,8 +35,8 @@ class EvaluateConfig(Config):
     num_beams: int | None = Field(default=None, ge=1)
     """Texts that beam search keeps at once, 1 is greedy; unset: as the model says (3)."""
     consensus: bool = True
-    """Where the model remembers what people said of its training pictures: of the beams' captions, the one that
-    they would most agree on."""
+    """Where the model remembers what people said of its training pictures: of the beams' captions and
+    some drawn ones, the one that they would most agree on."""
     max_length: int | None = Field(default=None, ge=1)
     """The most tokens of a caption; unset: as the model says (30)."""
     batch_size: int = Field(default=16, ge=1)

@@ -103,7 +103,7 @@ class Captioner:
             batch_size: pictures that are computed at once.
             abstain_below: say "(not sure)" where the mean log-probability of the tokens is below this.
             consensus: where the model remembers what people said of its training pictures, say of the beams'
-                captions the one that would earn the most agreement, not the likeliest.
+                captions and of four drawn ones a beam the one that would earn the most agreement.
             settings: of the decoder; those that are not given come from the model's generation configuration
                 (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples.
 

@@ -91,7 +91,7 @@ def _feature_inputs(
     say: Say,
     progress: Progress,
 ) -> tuple[dict[str, Inputs], Records] | None:
-    """The filled cache, and with --mirror that of the training pictures' mirror images; None: they do not fit."""
+    """From the filled cache, and those of the other looks that are asked for; None: they do not fit."""
 
     def filled(of: list[Record], look: Look) -> tuple[FeatureCache, np.ndarray] | None:
         cache = feature_cache(vlm, settings, config, look)
@@ -111,8 +111,13 @@ def _feature_inputs(
     if plain is None:
         return None
     cache, rows = plain
-    looks: dict[Look, FeatureInputs] = {}
-    train = [record for record, row in zip(records["train"], rows, strict=False) if row >= 0]
+    looks: dict[Look, FeatureInputs] = {}  # filled below
+
+    def of_split(split: str, own: np.ndarray) -> Inputs:
+        return FeatureInputs(cache, own, looks if split == "train" else {})
+
+    inputs, readable = _by_split(records, rows, of_split)
+    train = readable["train"]
     others: dict[Look, bool] = {"mirrored": config.mirror, "middle": config.consensus}
     for look in (look for look, asked in others.items() if asked):
         wanted = np.array([look != "mirrored" or can_be_mirrored(record.captions) for record in train])
@@ -122,11 +127,7 @@ def _feature_inputs(
         own = np.full(len(train), -1)
         own[wanted] = found[1]
         looks[look] = FeatureInputs(found[0], own)
-
-    def of_split(split: str, own: np.ndarray) -> Inputs:
-        return FeatureInputs(cache, own, looks if split == "train" else {})
-
-    return _by_split(records, rows, of_split)
+    return inputs, readable
 
 
 def feature_cache(
@@ -176,7 +177,7 @@ class FeatureInputs(Inputs):
     def __init__(
         self, cache: FeatureCache, rows: np.ndarray, looks: dict[Look, FeatureInputs] | None = None
     ) -> None:
-        self.cache, self.rows, self.looks = cache, rows, looks or {}
+        self.cache, self.rows, self.looks = cache, rows, {} if looks is None else looks
 
     def read(self, indices: Sequence[int], seed: int | None) -> torch.Tensor:
         features = self.cache.read(self.rows[list(indices)])  # (N, P, Dv)
@@ -184,7 +185,8 @@ class FeatureInputs(Inputs):
         if mirrored is not None and seed is not None:
             there = mirrored.rows[list(indices)]
             turned = _every_other(self.rows[list(indices)], seed) & (there >= 0)
-            features[torch.from_numpy(turned)] = mirrored.cache.read(there[turned])
+            if turned.any():
+                features[torch.from_numpy(turned)] = mirrored.cache.read(there[turned])
         return features
 
     def describe(self) -> str:
