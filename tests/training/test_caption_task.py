@@ -110,6 +110,22 @@ def test_a_captioner_may_remember_what_was_said(fit: Runner) -> None:
     assert load_captioner(fit("forgets", max_steps=1, eval_steps=0).run.model_path, device="cpu").consensus is None
 
 
+def test_of_many_pictures_some_are_remembered(fit: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, the last and some between, each with its own captions."""
+    monkeypatch.setattr("limner.training.caption_task.MOST_PICTURES", 5)
+    few = load_captioner(
+        fit("few", consensus=True, max_steps=1, eval_steps=0).run.model_path, device="cpu"
+    ).consensus
+    monkeypatch.undo()
+    whole = load_captioner(
+        fit("all", consensus=True, max_steps=1, eval_steps=0).run.model_path, device="cpu"
+    ).consensus
+    assert few is not None and whole is not None
+    places = [whole.captions.index(captions) for captions in few.captions]
+    assert len(places) == len(few.pictures) == 5 and places == sorted(places)
+    assert places[0] == 0 and places[-1] == len(whole.captions) - 1
+
+
 def test_what_is_remembered_is_seen_as_when_captioning(fit: Runner, photos: Path) -> None:
     """An encoder that trains, and whose batch normalization would see batches, is asked as it will be used."""
     result = fit("open", consensus=True, freeze_vision=False, augment=False, max_steps=1, eval_steps=0)

@@ -55,7 +55,7 @@ def expressible(vlm: PrefixConditioningVLM) -> tuple[bool, str]:
     if vlm.is_convolutional:
         why = f"a LLaVA vision tower gives rows of tokens, and {vision.model_type} gives a map"
     elif vlm.image_tokens != "patches":
-        why = f"LLaVA reads every patch, and this captioner their {vlm.image_tokens}"
+        why = f"LLaVA reads every patch, and this captioner means of them ({vlm.image_tokens})"
     elif getattr(vision, "hidden_size", width) != width:
         why = f"the features of {vision.model_type} at layer {vlm.feature_layer} are not as wide as it states"
     elif head.bias is not None:

@@ -118,8 +118,7 @@ def _feature_inputs(
 
     inputs, readable = _by_split(records, rows, of_split)
     train = readable["train"]
-    others: dict[Look, bool] = {"mirrored": config.mirror, "middle": config.consensus}
-    for look in (look for look, asked in others.items() if asked):
+    for look in other_looks(config):
         wanted = np.array([look != "mirrored" or can_be_mirrored(record.captions) for record in train])
         found = filled([train[index] for index in np.flatnonzero(wanted)], look)
         if found is None:
@@ -128,6 +127,12 @@ def _feature_inputs(
         own[wanted] = found[1]
         looks[look] = FeatureInputs(found[0], own)
     return inputs, readable
+
+
+def other_looks(config: TrainConfig) -> list[Look]:
+    """At training pictures, beside the plain one: what a run reads, and its features are cached of."""
+    asked: dict[Look, bool] = {"mirrored": config.mirror, "middle": config.consensus}
+    return [look for look, wanted in asked.items() if wanted]
 
 
 def feature_cache(

@@ -11,7 +11,7 @@ import torch
 
 from limner import device as hardware
 from limner.config.train import TrainConfig
-from limner.training.caption_inputs import PixelInputs, feature_cache
+from limner.training.caption_inputs import Look, PixelInputs, feature_cache, other_looks
 from limner.training.caption_task import CaptionTask
 from limner.training.meter import peak_memory_mb
 from limner.training.optimizer import build_optimizer
@@ -32,10 +32,13 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
     steps = min(loop.steps or math.inf, math.ceil((loop.epochs or math.inf) * order.steps_per_epoch))
 
     cached = vlm.encoder_is_frozen and not config.augment and config.cache_features != "off"
-    row_bytes = feature_cache(vlm, task.pixels, config).row_bytes if cached else 0
+    looks: dict[Look, int] = {"plain": sum(num_pictures.values())}
+    looks |= dict.fromkeys(other_looks(config), num_pictures["train"])
+    cache_bytes = 0
+    if cached:
+        cache_bytes = sum(feature_cache(vlm, task.pixels, config, look).row_bytes * n for look, n in looks.items())
     encode, step = _measure(task, loop.batch_size, cached)
-    views = sum(num_pictures.values()) + (num_pictures["train"] if config.mirror else 0)
-    encoding = encode * views if cached else 0.0
+    encoding = encode * sum(looks.values()) if cached else 0.0
     training = step * loop.accumulation * steps
     counts = vlm.parameter_counts()
     return {
@@ -47,7 +50,7 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
         "prefix_tokens": vlm.num_prefix_tokens,
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
-        "feature_cache_mb": round(row_bytes * views / 1e6, 1),
+        "feature_cache_mb": round(cache_bytes / 1e6, 1),
         "peak_memory_mb": round(peak_memory_mb()),
         "captions_per_second": round(num_captions / num_pictures["train"] * loop.batch_size / step, 2),
         "seconds": {"encoding": round(encoding), "training": round(training)},

@@ -303,9 +303,9 @@ class CaptionTask(Task):
             "projection": config.projection_lr,
             "decoder": config.scratch_lr if new and not config.decoder_model else config.lora_lr,
             "encoder": config.scratch_lr if new and not config.encoder_model else config.vision_lr,
+            "matrices": config.muon_lr or 0.0,
         }
         hidden = self._hidden_matrices() if config.muon_lr else set()
-        rates["matrices"] = config.muon_lr or 0.0
         members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in rates}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -320,10 +320,8 @@ class CaptionTask(Task):
     def _hidden_matrices(self) -> set[nn.Parameter]:
         """What Muon trains: the decoder's matrices, but for its embeddings and head."""
         lm = self.vlm.language_model
-        outer = (*lm.get_input_embeddings().parameters(), *lm.get_output_embeddings().parameters())
-        inner = [m for m in lm.modules() if not isinstance(m, nn.Embedding)]
-        matrices = {p for m in inner for p in m.parameters(recurse=False) if p.dim() == 2}
-        return matrices - set(outer)
+        outer = [lm.get_output_embeddings(), *(part for part in lm.modules() if isinstance(part, nn.Embedding))]
+        return {p for p in lm.parameters() if p.dim() == 2} - {p for part in outer for p in part.parameters()}
 
     # -- training --------------------------------------------------------------------------------------------
 
