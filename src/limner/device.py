@@ -56,7 +56,7 @@ def choose(device: str = "auto", precision: str = "auto", threads: int | None = 
     else:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if dtype == torch.float16 and device == "cpu":
-            raise ValueError("fp16 trains only on GPUs; use --precision bf16 or fp32 on a CPU.")
+            raise ValueError("fp16 is for GPUs; use --precision bf16 or fp32 on a CPU.")
         reasons.append("as asked")
     return Choice(torch.device(device), dtype, torch.get_num_threads(), "; ".join(reasons))
 
@@ -91,17 +91,33 @@ def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         best, spent, products = 0.0, 0.0, 0
         while (spent < 0.1 and products < 100) or products < 2:  # the first one may still be setting things up
-            if device == "cuda":
-                torch.cuda.synchronize()
+            _finish(device)
             began = time.perf_counter()
             a @ b
-            if device == "cuda":
-                torch.cuda.synchronize()
+            _finish(device)
             seconds = time.perf_counter() - began
             best, spent, products = max(best, 2 * n**3 / seconds), spent + seconds, products + 1
         if device == "cpu" and best < 2e9:
             break  # a large product would take a second, and say the same
     return best
+
+
+def _finish(device: str) -> None:
+    """Waits until a GPU has computed what was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The most precise floating-point type that the device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fuses_clipping(device: torch.device) -> bool:
+    """Whether fused AdamW divides gradients by its ``grad_scale``; MPS's takes it, and does nothing with it."""
+    return device.type != "mps"
 
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from toy import ToyConfig, ToyTask
 
+from limner import device as hardware
 from limner.runs import Run, Status, send_command
+from limner.training.journal import Journal
 from limner.training.trainer import train
 
 
@@ -102,6 +104,58 @@ def test_pause_sample_note_checkpoint_and_resume_change_nothing(tmp_path: Path) 
     paused = next(event for event in events if event["type"] == "paused")
     after = next(e for e in events if e["type"] == "metrics" and e["step"] == paused["step"] + 1)
     assert after["eta_seconds"] < 2.0, "paused time must count in no rate"
+
+
+class SteeredTask(ToyTask):
+    """Sends itself commands in its third step, all at once."""
+
+    def __init__(self, config: ToyConfig, *commands: tuple[str, dict]) -> None:
+        super().__init__(config)
+        self.commands = commands
+
+    def loss(self, model, tensors):
+        if model.training and self.calls == 2 * self.config.accumulation:
+            for name, arguments in self.commands:
+                send_command(self.run_path, name, **arguments)
+        return super().loss(model, tensors)
+
+    def sample(self, model, arguments):
+        return {"text": "a" * arguments["length"]}
+
+
+def steered(tmp_path: Path, *commands: tuple[str, dict]):
+    config = ToyConfig(runs_dir=tmp_path, name="-".join(name for name, _ in commands))
+    return train(SteeredTask(config, *commands), config, "toy", "toy", quiet=True)
+
+
+def test_commands_that_come_together_are_all_answered(tmp_path: Path) -> None:
+    resumed = steered(tmp_path, ("pause", {}), ("resume", {}), ("note", {"text": "after"}))
+    assert resumed.reason == "completed"
+    kinds = [event["type"] for event in resumed.run.events() if "command" in event]
+    assert kinds == ["paused", "resumed", "note"]
+    stopped = steered(tmp_path, ("pause", {}), ("stop", {}), ("checkpoint", {}))
+    assert stopped.reason == "stopped" and stopped.step == 3
+    answered = [event for event in stopped.run.events() if "command" in event]
+    assert [event["type"] for event in answered] == ["paused", "stopping", "command"]
+    assert answered[-1]["message"] == "the run is stopping"
+
+
+def test_a_senseless_request_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:
+    odd = "caf\udce9"  # as a terminal in Latin-1 gives it
+    result = steered(tmp_path, ("sample", {"length": None}), ("note", {"text": odd}), ("sample", {"length": 3}))
+    assert result.reason == "completed"
+    answered = [event for event in result.run.events() if "command" in event]
+    assert [event["type"] for event in answered] == ["command", "note", "sample"]
+    assert answered[0]["message"].startswith("TypeError: ")
+    assert answered[1]["text"] == "caf?" and answered[2]["text"] == "aaa"
+
+
+def test_fp16_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = hardware.Choice(torch.device("cpu"), torch.float16, 1, "as asked")
+    monkeypatch.setattr(hardware, "choose", lambda *_: half)
+    with pytest.raises(ValueError, match="train in bf16 or fp32"):
+        run(ToyConfig(runs_dir=tmp_path, name="half"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_nonfinite_steps_are_not_applied_and_then_pause(tmp_path: Path) -> None:
@@ -199,3 +253,13 @@ def test_muon_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert same(weights(run(config).run), weights(whole.run))
     assert losses(whole.run)[12] < losses(whole.run)[1]
     assert not same(weights(whole.run), weights(run(ToyConfig(runs_dir=tmp_path, name="adamw")).run))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_does_not_end_a_run_by_way_of_its_log(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, quiet=True)
+    assert journal._log is not None
+    journal._log.close()
+    journal._log = open("/dev/full", "w")  # noqa: SIM115  the journal closes it
+    journal.say("a line for nobody")
+    journal.close()

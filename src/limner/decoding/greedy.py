@@ -17,6 +17,7 @@ from torch import Tensor
 from limner.decoding.decoder import Decoded, Decoder, Job
 from limner.decoding.rules import filter_draw
 from limner.decoding.settings import GreedySettings
+from limner.device import widest_float
 
 
 class GreedyDecoder(Decoder[GreedySettings]):
@@ -99,12 +100,12 @@ class GreedyDecoder(Decoder[GreedySettings]):
             digest = hashlib.sha256(name).digest()
             generator = np.random.default_rng([self.settings.seed, int.from_bytes(digest[:16], "little")])
             rows.append(generator.random((self.settings.num_return_sequences, self.settings.max_new_tokens)))
-        return torch.from_numpy(np.concatenate(rows)).to(job.model.device)
+        return torch.from_numpy(np.concatenate(rows)).to(job.model.device, widest_float(job.model.device))
 
 
 def _drawn(logits: Tensor, numbers: Tensor) -> Tensor:
     """The tokens (A,) at which the cumulated probabilities of (A, V) pass ``numbers`` (A,) in [0, 1)."""
-    cumulated = logits.double().softmax(1).cumsum(1)  # (A, V)
+    cumulated = logits.to(numbers.dtype).softmax(1).cumsum(1)  # (A, V)
     # Scaled by the last sum, which rounding leaves beside 1; the first sum ABOVE the number, so that a token of
     # probability 0 is never drawn.
     chosen = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)[:, 0]

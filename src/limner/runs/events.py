@@ -87,7 +87,8 @@ class EventWriter:
         self.last_time = time.time()
         head = {"seq": self.seq + 1, "attempt": self.attempt, "step": step, "time": self.last_time, "type": type}
         event: Event = head | encode(fields)
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = text.encode(errors="replace") + b"\n"  # what a terminal typed in another encoding is no Unicode
         before = os.fstat(self._file.fileno()).st_size
         try:
             written = self._file.write(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import threading
@@ -85,9 +86,10 @@ class Journal:
     def say(self, text: str) -> None:
         """A line for a person: in the terminal and in log.txt."""
         self.console.print(text, markup=False, soft_wrap=True)
-        if self._log:
-            self._log.write(text + "\n")
-            self._log.flush()
+        with contextlib.suppress(OSError):  # a full disk pauses the run by way of its events
+            if self._log:
+                self._log.write(text + "\n")
+                self._log.flush()
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
         """Data preparation: a bar in the terminal, and an event each second and at the phase's end."""
@@ -140,16 +142,15 @@ class Journal:
                 self._writer.close()
                 self._writer = None
         if self._log:
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
             self._log = None
 
 
 def _log_file(folder: Path) -> TextIO | None:
     """The run's log.txt, unless our standard error is that file already (a server has pointed it there)."""
     path = folder / "log.txt"
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         if path.exists() and path.samefile(f"/dev/fd/{sys.stderr.fileno()}"):
             return None
-    except (OSError, ValueError, AttributeError):
-        return open(path, "a", encoding="utf-8")
-    return open(path, "a", encoding="utf-8")
+    return open(path, "a", encoding="utf-8", errors="replace")

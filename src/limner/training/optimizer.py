@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limner.device import fuses_clipping
 from limner.training.muon import Muon
 from limner.training.sharding import shared_out_like, whole
 from limner.training.task import ParameterGroup
@@ -29,7 +30,7 @@ class Optimizers:
             parameters = [p for group in part.param_groups for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            if isinstance(part, torch.optim.AdamW):
+            if isinstance(part, torch.optim.AdamW) and fuses_clipping(parameters[0].device):
                 # The fused kernel divides gradients by this as it reads them: no pass over memory of its own.
                 scale = torch.tensor(1.0 / factor, device=parameters[0].device) if factor != 1.0 else None
                 part.grad_scale = scale  # type: ignore[attr-defined]
@@ -109,15 +110,15 @@ def load_optimizer_tensors(optimizers: Optimizers, tensors: dict[str, torch.Tens
     for name, parameter, state in named_trained(optimizers):
         if name in slots:
             state[parameter] = {
-                # `step` stays where the optimizer keeps it; the moments live beside their parameter.
-                slot: value.clone() if value.dim() == 0 else _beside(parameter, value)
+                slot: _beside(parameter, value)
                 for slot, value in slots[name].items()
             }
 
 
 def _beside(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """A copy of a stored moment where its parameter is: on its device, and shared out where it is sharded."""
-    return shared_out_like(parameter, value.to(parameter.device, copy=True))
+    """A copy of a stored tensor where its parameter is: on its device, and a moment shared out where that is."""
+    value = value.to(parameter.device, copy=True)
+    return shared_out_like(parameter, value) if value.dim() else value
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,8 @@ class Steering:
         self.interrupted = False
         self._signal_waiting = False
         self._pause_reason: str | None = None
+        self._asked: deque[Command] = deque()
+        """Commands that are still to be answered: one that holds the run leaves those behind it waiting."""
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -63,10 +66,12 @@ class Steering:
         if journal.disk_full and not journal.flush():
             why = "The disk is full: events wait in memory. Free some space, then resume."
             own.append(Command("disk", "pause", {"reason": why}))
+        self._listen(own)
         if self._pause_reason is not None:
             reason, self._pause_reason = self._pause_reason, None
             return self.hold(reason)
-        for command in self._commands(own):
+        while self._asked:
+            command = self._asked.popleft()
             if command.name == "stop":
                 return self._stop(command)
             if command.name == "pause":
@@ -84,7 +89,9 @@ class Steering:
         journal.say(f"Paused at step {journal.step}. {reason}".rstrip())
         with self.trainer.meter.outside("paused"):
             while True:
-                for asked in self._commands():
+                self._listen()
+                while self._asked:
+                    asked = self._asked.popleft()
                     if asked.name == "stop":
                         return self._stop(asked)
                     if asked.name == "resume":
@@ -101,6 +108,8 @@ class Steering:
 
     def _stop(self, command: Command) -> Verdict:
         self.trainer.journal.event("stopping", command=command.id)
+        while self._asked:
+            self._refuse(self._asked.popleft(), "the run is stopping")
         return "stop"
 
     def _answer(self, command: Command) -> None:
@@ -116,14 +125,16 @@ class Steering:
                     journal.event("sample", **self.trainer.answer_sample(command.arguments), command=command.id)
                 except (ValueError, OSError) as error:
                     self._refuse(command, str(error))
+                except Exception as error:  # nonsense in a request, or too much: no reason for a run to end
+                    self._refuse(command, f"{type(error).__name__}: {error}")
             case _:
                 self._refuse(command, f"'{command.name}' is no command")
 
     def _refuse(self, command: Command, why: str) -> None:
         self.trainer.journal.event("command", command=command.id, name=command.name, ok=False, message=why)
 
-    def _commands(self, own: Sequence[Command] = ()) -> list[Command]:
-        """What rank 0 asks of itself or found in the command folder, on every rank; its signals are a `stop`."""
+    def _listen(self, own: Sequence[Command] = ()) -> None:
+        """Takes up, on every rank, what rank 0 asks of itself or was asked by others; a signal is a `stop`."""
         commands = list(own)
         if self.queue is not None:
             commands += self.queue.poll()
@@ -131,10 +142,8 @@ class Steering:
                 self._signal_waiting = False
                 commands.append(Command("signal", "stop"))
         accelerator = self.trainer.accelerator
-        if accelerator.num_processes == 1:
-            return commands
-        # An integer is cheap to share at every step; the commands themselves follow only when there are some.
-        count = torch.tensor([len(commands)], device=accelerator.device)
-        if int(accelerator.reduce(count)) == 0:
-            return []
-        return broadcast_object_list([commands])[0]
+        if accelerator.num_processes > 1:
+            # An integer is cheap to share at every step; the commands themselves follow only when there are some.
+            count = torch.tensor([len(commands)], device=accelerator.device)
+            commands = broadcast_object_list([commands])[0] if int(accelerator.reduce(count)) else []
+        self._asked.extend(commands)

@@ -95,10 +95,11 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     choice = hardware.choose(config.device, *recorded_machine(config))
     accelerator = Accelerator(
         cpu=choice.device.type == "cpu",
-        mixed_precision="fp16" if choice.dtype == torch.float16 else "no",
         log_with=list(config.report_to) or None,
         project_dir=str(config.runs_dir),
     )
+    if choice.dtype == torch.float16:
+        raise ValueError("fp16 gradients vanish without loss scaling, which is not offered; train in bf16 or fp32.")
     _check_processes(accelerator, config)
     opened = open_run(verb, config, subject) if accelerator.is_main_process else None
     path = _broadcast(accelerator, opened.run.path if opened else None)
@@ -559,7 +560,7 @@ def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
     """Refuses launches that would not do what they say.
 
     Raises:
-        ValueError: a sharding that is not ours, or of one process; fp16 with it.
+        ValueError: a sharding that is not ours, or of one process.
     """
     if accelerator.distributed_type not in (
         DistributedType.NO,
@@ -575,8 +576,6 @@ def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
             "--shard shares the weights out among processes, and there is only one; launch several "
             "(torchrun --nproc_per_node=N -m limner ...), or leave it out."
         )
-    if config.shard and accelerator.mixed_precision == "fp16":
-        raise ValueError("--shard goes with bf16 or fp32 only; choose another --precision.")
     launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ
     if launched and accelerator.num_processes == 1:
         accelerator.print(
