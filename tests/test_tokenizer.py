@@ -138,3 +138,14 @@ def test_missing_vocabularies_say_what_to_do(tmp_path, monkeypatch):
         get_tokenizer("nobody/nothing")
     with pytest.raises(ValueError, match="holds no tokenizer"):
         get_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_brings_no_code(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises((ValueError, OSError)):
+        get_tokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -203,7 +203,7 @@ def keep_freed_memory() -> bool:
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
         return False
     # mallopt takes C ints: the trim threshold is capped at 2 GiB - 1, which no step here exceeds at once.
     return all(mallopt(key, min(value, 2**31 - 1)) == 1 for key, value in _KEEP_FREED.items())
@@ -214,5 +214,5 @@ def give_back_freed_memory() -> None:
     has come free for good. Other C libraries leave things as they are."""
     import ctypes
 
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

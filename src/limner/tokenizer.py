@@ -299,7 +299,7 @@ def _load_stock(source: str) -> Any:
 
     advice = "give a folder with a stock tokenizer, or use --tokenizer bpe (trained on the corpus) or byte"
     try:
-        stock = AutoTokenizer.from_pretrained(source)
+        stock = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if Path(source).exists():
             raise ValueError(f"{source} holds no tokenizer that transformers can read; {advice}.") from error

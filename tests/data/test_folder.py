@@ -260,3 +260,19 @@ def test_the_real_photos_are_read_from_their_shards(real_data: Path) -> None:
     assert len(coco) == 80
     assert all(len(r.captions) == 5 and max(load_image(r.image).size) == 320 for r in coco)
     assert min(len(part) for part in (coco.splits().train, coco.splits().validation)) > 0
+
+
+def test_names_of_other_bytes_than_utf8(tmp_path: Path) -> None:
+    """Archives from elsewhere hold them. The picture is read, and its id is text that can be written down."""
+    name = os.fsencode(tmp_path) + b"/caf\xe9"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    try:
+        os.rename(tmp_path / "a.png", name + b".png")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    with open(name + b".txt", "w") as file:
+        file.write("a black square\u2028of eight pixels\n")
+    (record,) = ImageCaptionDataset(tmp_path)
+    assert record.image_id == "caf\\xe9.png"
+    assert record.captions == ["a black square of eight pixels"]
+    assert load_image(record.image).size == (8, 8)

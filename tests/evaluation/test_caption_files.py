@@ -119,3 +119,10 @@ def test_score_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"There is no file {tmp_path / 'none.json'}" in capsys.readouterr().err
     assert main(["score", str(references), str(only_first)]) == 1
     assert "2 of 3 predictions have no reference" in capsys.readouterr().err
+
+
+def test_a_caption_may_hold_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('image,caption\r\n1.jpg,"a red\r\ncar"\r\n', newline="")
+    assert read_captions(tmp_path / "a.csv")[0] == {"1.jpg": ["a red\ncar"]}
+    (tmp_path / "a.tsv").write_text("1.jpg\ta red\u2028car\n")
+    assert read_captions(tmp_path / "a.tsv")[0] == {"1.jpg": ["a red\u2028car"]}

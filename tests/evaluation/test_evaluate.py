@@ -236,3 +236,21 @@ def test_two_checkpoints_of_one_run(world: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     said = [json.loads(line)["caption"] for line in (tmp_path / "final/captions.jsonl").read_text().splitlines()]
     assert said in [[picture[side] for picture in result["pictures"]] for side in ("before", "after")]
+
+
+def test_parts_with_unreadable_pictures_end(tmp_path: Path) -> None:
+    """Each part knows only its own bad pictures; the last one has to learn of the others'."""
+    for i in (0, 1, 2, 4):
+        toy_picture(i).save(tmp_path / f"{i}.png")
+    pictures = [Record(str(tmp_path / f"{i}.png"), [f"a picture {i}"], str(i)) for i in range(6)]
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    left_out: dict[str, str] = {}
+    for number in (1, 2):
+        log = CaptionLog(tmp_path / "log", {}, False, [f"captions-{number}-of-2"])
+        left_out = {}
+        said = caption_records(Parrot, pictures, log, shard=(number, 2), bad=left_out)
+    assert list(said) == ["0", "1", "2", "4"] and sorted(left_out) == ["3", "5"]
+    again: dict[str, str] = {}
+    log = CaptionLog(tmp_path / "log", {}, True, ["captions-1-of-2"])
+    assert list(caption_records(Parrot, pictures, log, shard=(1, 2), bad=again)) == list(said)
+    assert sorted(again) == ["3", "5"]

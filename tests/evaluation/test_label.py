@@ -19,7 +19,7 @@ from toy_captioners import toy_picture
 from limner.cli.main import main
 from limner.data.folder import ImageCaptionDataset
 from limner.data.records import Record
-from limner.evaluation.quality.label import AnswerLog, estimate, label
+from limner.evaluation.quality.label import AnswerLog, estimate, label, labelled
 from limner.evaluation.quality.teacher import GUIDELINE, Misconfigured, Rate, Refused, Teacher, Unreachable
 
 
@@ -179,34 +179,50 @@ def records(count: int) -> list[Record]:
     return [Record(toy_picture(i), ["an old caption"], str(i)) for i in range(count)]
 
 
+def answered(log: AnswerLog, count: int) -> list[str]:
+    return [record.image_id for record in records(count) if log.caption(record) is not None]
+
+
 def test_an_interrupted_labelling_goes_on(stub: Stub, tmp_path: Path) -> None:
     stub.script = [None, None, None, 401]
+    question = ("eyes", "Say.", True)
     with pytest.raises(Misconfigured):
-        label(records(8), teacher(stub)[0], AnswerLog(tmp_path), "Say.", concurrency=1)
+        label(records(8), teacher(stub)[0], AnswerLog(tmp_path, *question), concurrency=1)
     with open(tmp_path / "answers.jsonl", "a") as file:
         file.write('{"image_id": "7", "caption": "torn')
-    log = AnswerLog(tmp_path)
-    assert sorted(log.captions) == ["0", "1", "2"]
+    log = AnswerLog(tmp_path, *question)
+    assert answered(log, 8) == ["0", "1", "2"]
     asked = len(stub.requests)
     stub.script = [422]
-    refused = label(records(8), teacher(stub)[0], log, "Say.", rewriting=True, concurrency=1)
+    refused = label(records(8), teacher(stub)[0], log, concurrency=1)
     assert len(stub.requests) == asked + 5
-    assert [reason.split(":")[0] for reason in refused] == ["3"] and sorted(log.captions) == list("0124567")
+    assert [reason.split(":")[0] for reason in refused] == ["3"] and answered(log, 8) == list("0124567")
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert rows[-1]["prompt"].endswith("an old caption\nKeep what is right in it.")
     assert {"image_id", "model", "prompt", "time", "caption", "raw", "usage", "attempts"} == rows[-1].keys()
     assert "secret" not in (tmp_path / "answers.jsonl").read_text()
 
 
+def test_answers_to_something_else_do_not_count(stub: Stub, tmp_path: Path) -> None:
+    label(records(3), teacher(stub)[0], AnswerLog(tmp_path, "eyes", "Say."), concurrency=1)
+    assert answered(AnswerLog(tmp_path, "eyes", "Say."), 4) == ["0", "1", "2"]
+    others = [("eyes", "Say it well."), ("better eyes", "Say."), ("eyes", "Say.", True)]
+    assert [answered(AnswerLog(tmp_path, *other), 4) for other in others] == [[], [], []]
+    pairs = [(record, "train") for record in records(3)]
+    entries = list(labelled(pairs, AnswerLog(tmp_path, "eyes", "Say.")))
+    assert [entry.extra["labelled_by"] for entry in entries] == ["eyes"] * 3
+
+
 def test_a_silent_endpoint_is_given_up_and_many_ask_at_once(stub: Stub, tmp_path: Path) -> None:
     stub.script = [500] * 1000
     with pytest.raises(Unreachable):
-        label(records(50), teacher(stub, retries=0)[0], AnswerLog(tmp_path / "a"), "Say.", concurrency=3)
+        log = AnswerLog(tmp_path / "a", "eyes", "Say.")
+        label(records(50), teacher(stub, retries=0)[0], log, concurrency=3)
     assert len(stub.requests) < 12
     stub.script = []
-    log = AnswerLog(tmp_path / "b")
-    assert label(records(20), teacher(stub)[0], log, "Say.", concurrency=4) == []
-    assert len(log.captions) == 20
+    log = AnswerLog(tmp_path / "b", "eyes", "Say.")
+    assert label(records(20), teacher(stub)[0], log, concurrency=4) == []
+    assert len(answered(log, 20)) == 20
 
 
 def test_the_estimate_is_told_first() -> None:

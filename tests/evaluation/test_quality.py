@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from toy_captioners import toy_picture
 
 from limner.cli.main import main
 from limner.data.folder import ImageCaptionDataset
+from limner.data.records import Record
+from limner.evaluation.quality.new_set import Entry, write_set
 from limner.evaluation.quality.pictures import difference_hash, look, near_pairs, same
 from limner.evaluation.quality.words import (
     NounFinder,
@@ -282,3 +285,17 @@ def test_distribution(counts: dict[str, int], gini: float, entropy: float) -> No
 )
 def test_rewriting_by_rule(caption: str, expected: str) -> None:
     assert rewrite(caption) == expected
+
+
+def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:
+    ids = ["2020/IMG.png", "IMG.png", "2021/IMG.png", "img.png"]
+    entries = []
+    for seed, image_id in enumerate(ids):
+        data = io.BytesIO()
+        toy_picture(seed).save(data, "PNG")
+        entries.append(Entry(Record(data.getvalue(), [f"caption {seed}"], image_id), "train", {}))
+    assert write_set(entries, tmp_path / "set", "Set", list) == 4
+    rows = [json.loads(line) for line in (tmp_path / "set/train/metadata.jsonl").read_text().splitlines()]
+    assert len({row["file_name"].lower() for row in rows}) == 4
+    for entry, row in zip(entries, rows, strict=True):
+        assert (tmp_path / "set/train" / row["file_name"]).read_bytes() == entry.record.image

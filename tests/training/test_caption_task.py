@@ -59,7 +59,7 @@ def fit(photos: Path, real_data: Path, tmp_path: Path) -> Runner:
                 "num_train_epochs": 9,
                 "eval_steps": 4,
                 "eval_images": 2,
-                "lora_dropout": 0.0,
+                **({"lora_dropout": 0.0} if settings.get("lora", True) else {}),
                 "precision": "fp32",
                 "device": "cpu",
                 **settings,
@@ -258,12 +258,15 @@ def test_contradictions_are_refused() -> None:
         ({"save_adapter": True, "lora": False}, "no-lora"),
         ({"projection_start": "ridge", "projection_type": "mlp"}, "new linear projection"),
         ({"projection_start": "ridge", "base_model": "x"}, "new linear projection"),
-        ({"image_tokens": "mean", "base_model": "x"}, "brings its own --image-tokens"),
+        ({"image_tokens": "mean", "base_model": "x"}, "--image-tokens is what --base-model brings of its own"),
+        ({"vision_feature_layer": -1, "base_model": "x"}, "--vision-feature-layer is what --base-model brings"),
+        ({"lora_r": 8, "lora": False}, "--lora-r shapes the adapters that --no-lora does without"),
+        ({"augment": True, "cache_int8": True}, "--cache-int8 is of the feature cache"),
         ({"mirror": True, "augment": True}, "mirrors pictures already"),
         ({"muon_lr": 1e-3}, "add --no-lora"),
         ({"consensus": True, "shard": True}, "cannot --shard"),
-        ({"sample_temperature": 0.7}, "--objective cider draws captions; add that"),
-        ({"samples_per_picture": 4}, "--objective cider draws captions; add that"),
+        ({"sample_temperature": 0.7}, "--sample-temperature is of --objective cider"),
+        ({"samples_per_picture": 4}, "it would change nothing; leave it out"),
     ]:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**settings)
@@ -279,6 +282,11 @@ def test_presets_fill_in_what_is_not_said(tmp_path: Path) -> None:
     assert own.encoder_model is None and own.decoder_model is None
     mixed = TrainConfig(dataset=("flickr",), decoder_model="gpt2", preset="large").with_preset()
     assert (mixed.decoder_model, mixed.batch_size) == ("gpt2", 2)
+    large = TrainConfig(dataset=("flickr",), preset="large", batch_size=4)
+    assert large.with_preset({"batch_size"}).batch_size == 4  # as asked, though that is the default elsewhere
+    for settings in ({"lora_r": 8}, {"unfreeze_vision_layers": 2}, {"save_adapter": True}):
+        with pytest.raises(ValueError, match="begins from random weights"):
+            TrainConfig(dataset=(str(tmp_path),), **settings).with_preset()
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])

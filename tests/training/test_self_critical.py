@@ -14,6 +14,7 @@ from limner.data.records import Record, Splits
 from limner.evaluation import cider_d
 from limner.models.captioner import build_captioner
 from limner.training.caption_model import build_model
+from limner.training.caption_plan import plan
 from limner.training.caption_task import CaptionTask
 from limner.training.scratch import scratch_decoder, scratch_encoder, scratch_tokenizer
 from limner.training.self_critical import SelfCriticalTask, advantages
@@ -173,3 +174,8 @@ def test_a_captioner_learns_what_scores(tmp_path: Path) -> None:
 def test_what_it_needs_is_said(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         task(tmp_path, **settings)
+
+
+def test_a_plan_draws_captions_too(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    assert plan(made, made.config)["captions"] == 48

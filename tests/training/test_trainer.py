@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -263,3 +264,30 @@ def test_a_full_disk_does_not_end_a_run_by_way_of_its_log(tmp_path: Path) -> Non
     journal._log = open("/dev/full", "w")  # noqa: SIM115  the journal closes it
     journal.say("a line for nobody")
     journal.close()
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    done = run(ToyConfig(runs_dir=tmp_path, name="one", checkpoints_dir=states))
+    with pytest.raises(ValueError, match="holds the checkpoints of another run"):
+        run(ToyConfig(runs_dir=tmp_path, name="one", checkpoints_dir=states, lr=1.0, force_new=True))
+    with pytest.raises(ValueError, match=r"Run 'one' is complete.* another --checkpoints-dir"):
+        run(ToyConfig(runs_dir=tmp_path, name="other", checkpoints_dir=states, lr=1.0))
+    assert [path.name for path in tmp_path.iterdir() if (path / "config.json").is_file()] == ["one"]
+    assert done.run.state().status is Status.COMPLETED
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
+    """A later version has more settings; what the older one did is their default."""
+    folder = tmp_path / "old"
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
+    stopper.start()
+    run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02))
+    stopper.join()
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["optimizer"], content["config"]["poison_steps"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="--optimizer was 'adamw', is 'muon'"):
+        run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02, optimizer="muon"))
+    assert run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02)).reason == "completed"

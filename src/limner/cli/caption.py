@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,8 @@ def run(argv: list[str]) -> int:
         revision=config.revision,
     )
     bad: list[str] = []
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name comes out as the bytes that it is
     for batch in _batches(_pictures(sources, bad), config.batch_size):
         captions = _describe(captioner, [image for _, image in batch], config)
         for (name, _), caption in zip(batch, captions, strict=True):

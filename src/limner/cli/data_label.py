@@ -39,8 +39,9 @@ def run(argv: list[str]) -> int:
     splits = load_splits(config, remarks)
     pairs = [(record, split) for split in SPLITS for record in splits[split]][: config.sample]
     records = [record for record, _ in pairs]
-    log = AnswerLog(config.out.with_name(config.out.name + ".answers"))
-    left = sum(record.image_id not in log.captions for record in records)
+    answers = config.out.with_name(config.out.name + ".answers")
+    log = AnswerLog(answers, config.model, prompt, config.rewrite)
+    left = sum(log.caption(record) is None for record in records)
     told = estimate(left, prompt, config.max_side, config.price_in, config.price_out, config.per_minute)
     console = Console(stderr=True, highlight=False)
     for line in [*remarks, _sentence(told, len(records))]:
@@ -53,8 +54,6 @@ def run(argv: list[str]) -> int:
             records,
             teacher,
             log,
-            prompt,
-            rewriting=config.rewrite,
             concurrency=config.concurrency,
             progress=lambda done, total: progress("asking the teacher", done, total, "pictures"),
         )
@@ -66,7 +65,7 @@ def run(argv: list[str]) -> int:
             return 1
     title = f"{' '.join(config.dataset)}, captioned by {config.model}"
     sentences = [f"captions by {config.model} at {config.endpoint}", f"prompt: {' '.join(prompt.split())}"]
-    count = write_set(labelled(pairs, log, teacher), config.out, title, lambda: sentences)
+    count = write_set(labelled(pairs, log), config.out, title, lambda: sentences)
     print(f"{count:,} pictures are in {config.out}; every answer is in {log.path}.")
     return 0
 

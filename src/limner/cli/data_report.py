@@ -111,7 +111,8 @@ def _originals(config: ReportData) -> dict[str, list[str]]:
     for folder in map(Path, config.dataset):
         for metadata in [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]:
             within = "" if metadata.parent == folder else f"{metadata.parent.name}/"
-            for row in map(json.loads, metadata.read_text(encoding="utf-8").splitlines()):
+            lines = metadata.read_text(encoding="utf-8-sig").split("\n")
+            for row in (json.loads(line) for line in lines if line.strip()):
                 if isinstance(row, dict) and isinstance(row.get("original_captions"), list):
                     found[f"{within}{row['file_name']}"] = row["original_captions"]
     return found

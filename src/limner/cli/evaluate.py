@@ -67,7 +67,8 @@ def _evaluate(
         further=_clip_scores(config, [record for record in records if record.image_id in said], said),
     )
     result = assessment.as_dict(per_image=True) | {"settings": facts}
-    (log.folder / "scores.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    scores = json.dumps(result, indent=1, ensure_ascii=False)
+    (log.folder / "scores.json").write_text(scores, encoding="utf-8")
     title = f"{facts['models'][0]} on {' '.join(config.dataset)} ({config.split})"
     document = evaluation_report(title, facts, assessment, said, records, sight_sentence(assessment))
     (log.folder / "report.html").write_text(document, encoding="utf-8")
@@ -107,7 +108,8 @@ def _compare(
         for side, table in zip(("before", "after"), tables or (), strict=True):
             picture[f"{side}_scores"] = {name: float(values[row]) for name, values in table.per_image.items()}
     result = {"differences": [d.as_dict() for d in differences], "pictures": pictures, "settings": facts}
-    (log.folder / "comparison.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    comparison = json.dumps(result, indent=1, ensure_ascii=False)
+    (log.folder / "comparison.json").write_text(comparison, encoding="utf-8")
     title = f"{config.before} before, {config.after} after"
     document = comparison_report(title, facts, differences, before, after, records, tables)
     (log.folder / "report.html").write_text(document, encoding="utf-8")
@@ -187,7 +189,7 @@ def _said(
         "max_new_tokens": config.max_length,
         "consensus": config.consensus,
     }
-    bad: list[str] | None = [] if config.skip_bad_images else None
+    bad: dict[str, str] | None = {} if config.skip_bad_images else None
     with _bar(f"captioning ({name})" if config.before else "captioning") as progress:
         said = caption_records(
             lambda: _open(config, model),
@@ -200,9 +202,9 @@ def _said(
             progress=progress,
             bad=bad,
         )
-    for reason in bad or []:
+    for reason in (bad or {}).values():
         NOTES.print(f"Left out: {reason}", markup=False, soft_wrap=True)
-    missing = len(records) - len(said) - len(bad or [])
+    missing = len(records) - len(said) - len(bad or {})
     if config.parts[1] > 1 and missing:
         NOTES.print(f"Part {config.shard} is done; {missing:,} pictures wait for the other parts.")
         return None
@@ -253,6 +255,7 @@ def _open_checkpoint(folder: Path, config: EvaluateConfig) -> Describes:
     """The captioner as it stood at a checkpoint: built again as its run built it, then given those weights."""
     from limner.cli.train import load_records
     from limner.config.train import TrainConfig
+    from limner.decoding import step_model
     from limner.decoding.captioner import Captioner
     from limner.device import choose
     from limner.training.caption_task import CaptionTask
@@ -268,7 +271,7 @@ def _open_checkpoint(folder: Path, config: EvaluateConfig) -> Describes:
     unknown = task.model.load_state_dict(weights, strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"{folder} holds weights that its run's settings do not know (the first: {unknown[0]}).")
-    return Captioner(task.vlm, choice)
+    return Captioner(task.vlm, choice, step_model(task.vlm.language_model, quantize=config.quantize))
 
 
 # ---- what it is evaluated on ------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _share_freed_memory() -> None:
 
     try:
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
         return
 
 

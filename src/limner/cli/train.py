@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
         print(json.dumps(plan(task, config), indent=2))
         return 0
     result = train(task, config, "train", subject(config))
-    if result.reason != "stopped":
+    if result.reason != "stopped" and result.is_main_process:
         _finish(result, config, say)
         if config.prune_cache:
             task.prune_cache()
@@ -74,7 +74,7 @@ def configuration(argv: list[str]) -> TrainConfig:
     config = parse(TrainConfig, argv, "limner train", default=default)
     if not config.dataset:
         raise ValueError("Say what to train on: --dataset PATH_OR_NAME (`limner data list` shows the names).")
-    return config.with_preset()
+    return config.with_preset({n for n in TrainConfig.model_fields if option(argv, "--" + n.replace("_", "-"))})
 
 
 def load_records(config: TrainConfig, progress: Progress, say: Callable[[str], None]) -> Splits:

@@ -100,11 +100,12 @@ class PretrainConfig(TrainSettings):
             raise ValueError(
                 f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{self.config}'."
             )
-        if self.init_from is not None and any(
-            value is not None
-            for value in (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
-        ):
-            raise ValueError("--init-from brings the model's shape; leave out --width, --num-heads and the like.")
+        shape = (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
+        if any(value is not None for value in shape) and (self.init_from or self.config == "gpt2-124m"):
+            brings = "--init-from" if self.init_from else "--config gpt2-124m (trained weights from the hub)"
+            raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
+        if self.tokenizer != "bpe" and self.vocab_size != type(self).model_fields["vocab_size"].default:
+            raise ValueError("--vocab-size is that of --tokenizer bpe; leave it out, or train that tokenizer.")
         return self
 
     def loop(self) -> Loop:

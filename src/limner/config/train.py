@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "legacy": {"encoder_model": "google/vit-base-patch16-224-in21k", "decoder_model": "distilbert/distilgpt2"},
 }
 """The recommended pairs. ``scratch`` needs no download: a small pair trained from random weights."""
+
+_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "save_adapter")
 
 
 class TrainConfig(TrainSettings):
@@ -179,8 +182,6 @@ class TrainConfig(TrainSettings):
             raise ValueError(
                 "--base-model brings its own encoder and decoder; leave out --encoder-model, --preset."
             )
-        if self.base_model and self.image_tokens != "patches":
-            raise ValueError("--base-model brings its own --image-tokens; leave that out.")
         if self.projection_start == "ridge" and (self.projection_type != "linear" or self.base_model):
             raise ValueError("--projection-start ridge is for a new linear projection; leave it out.")
         if self.objective == "cider" and not (self.base_model or self.resume):
@@ -195,10 +196,15 @@ class TrainConfig(TrainSettings):
             )
         if self.objective == "cider" and self.shard:
             raise ValueError("--objective cider draws captions within a step and cannot --shard; leave one out.")
-        for name in ("samples_per_picture", "sample_temperature"):
-            if self.objective != "cider" and getattr(self, name) != type(self).model_fields[name].default:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} says how --objective cider draws captions; add that.")
+        if self.objective != "cider":
+            self._refuse_set("is of --objective cider", "samples_per_picture", "sample_temperature")
+        if self.base_model:
+            brought = "feature_extractor_model", "vision_feature_layer", "image_tokens", "projection_type"
+            self._refuse_set("is what --base-model brings of its own", *brought)
+        if not self.lora:
+            self._refuse_set("shapes the adapters that --no-lora does without", *_ADAPTER)
+        if self.augment:
+            self._refuse_set("is of the feature cache, which --augment cannot use", "cache_int8", "prune_cache")
         if self.base_model_revision and not self.base_model:
             raise ValueError("--base-model-revision says which --base-model; give that too.")
         if self.consensus and self.shard:
@@ -209,13 +215,17 @@ class TrainConfig(TrainSettings):
             raise ValueError("--muon-lr trains the decoder's own matrices; add --no-lora.")
         if self.cache_int8 and self.cache_features == "off":
             raise ValueError("--cache-int8 needs the feature cache; leave out --cache-features off.")
-        if self.save_adapter and not self.lora:
-            raise ValueError("--save-adapter saves a LoRA adapter; leave out --no-lora.")
         if self.prune_cache and self.cache_features == "off":
             raise ValueError("--prune-cache removes the feature cache; leave out --cache-features off.")
         if self.preset == "scratch" and (self.encoder_model or self.decoder_model):
             raise ValueError("--preset scratch takes no stock models; leave it out to use yours.")
         return self
+
+    def _refuse_set(self, why: str, *names: str) -> None:
+        """Raises ValueError where one of these is set, and would be ignored."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name.replace('_', '-')} {why}: it would change nothing; leave it out.")
 
     def loop(self) -> Loop:
         return Loop(
@@ -230,18 +240,34 @@ class TrainConfig(TrainSettings):
     def warmup(self, total_steps: int) -> int:
         return min(self.warmup_steps, total_steps // 10)
 
-    def with_preset(self) -> TrainConfig:
+    def with_preset(self, given: Container[str] = ()) -> TrainConfig:
         """Fills in what the preset says and the person did not: the encoder, the decoder, the batch.
+
+        Args:
+            given: settings that the person named, be it as they are anyway.
+
+        Raises:
+            ValueError: a setting is of a pretrained part, and that part begins from random weights.
 
         Without ``preset``: `balanced` where any data set is named in the catalogue or on the hub, else `scratch`.
         A name that is a path on this machine is a person's own folder.
         """
         preset = self.preset
+        if self.base_model or (preset is None and self.encoder_model and self.decoder_model):
+            return self
         if preset is None:
-            if self.base_model or (self.encoder_model and self.decoder_model):
-                return self
             own = all(Path(name).exists() for name in self.dataset) or set(self.dataset) <= {"scenes"}
             preset = "scratch" if own else "balanced"
         fields = type(self).model_fields
-        missing = {n: value for n, value in PRESETS[preset].items() if getattr(self, n) == fields[n].default}
-        return self.model_copy(update=missing)
+        missing = {
+            name: value
+            for name, value in PRESETS[preset].items()
+            if name not in given and getattr(self, name) == fields[name].default
+        }
+        filled = self.model_copy(update=missing)
+        if not filled.encoder_model:
+            why = "is for an encoder that knows something, and here it begins from random weights"
+            filled._refuse_set(why, "unfreeze_vision_layers", "vision_lr", "cache_int8")
+        if not filled.decoder_model:
+            filled._refuse_set("is for a decoder that can speak, and here it begins from random weights", *_ADAPTER)
+        return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -135,7 +136,9 @@ class ImageCaptionDataset(Sequence[Record]):
     def _from_sidecars(self) -> Iterator[Found]:
         bare, used = [], set()
         for picture in sorted(p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()):
-            image_id = picture.relative_to(self.path).as_posix()
+            name = picture.relative_to(self.path).as_posix()
+            # Names in old archives may be other bytes than UTF-8, and no text.
+            image_id = os.fsencode(name).decode(errors="backslashreplace")
             sidecar = picture.with_suffix(".txt")
             if not sidecar.is_file():
                 bare.append(image_id)
@@ -145,7 +148,7 @@ class ImageCaptionDataset(Sequence[Record]):
                 text = sidecar.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{sidecar} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-            captions = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+            captions = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
             top = PurePosixPath(image_id).parts[0]
             split = top if top in _SPLIT_FOLDERS else None
             yield Found(picture, image_id, Entry(image_id, captions, split, str(sidecar)))

@@ -85,7 +85,8 @@ def _caption(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ManifestError(f"{where}: a caption must be text, got {value!r}.")
-    return " ".join(value.split())
+    # JSON may spell half a character, which no text can hold
+    return " ".join(value.encode(errors="replace").decode().split())
 
 
 def _column(row: Any, wanted: str | None, known: tuple[str, ...], what: str, where: str) -> str:

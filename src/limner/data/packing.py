@@ -167,7 +167,7 @@ def flex_block_mask(document_ids: torch.Tensor, compile: bool = False) -> BlockM
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # is itself a key of a cache
 class LengthBuckets:
     """Rearranges an epoch so that a batch holds examples of like length, and padding shrinks.
 

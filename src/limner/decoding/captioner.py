@@ -19,6 +19,7 @@ from limner.decoding.settings import DecodingSettings
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
+from limner.models.hub import local_folder
 from limner.models.stock import read_captioner
 
 DRAWS_A_BEAM = 4
@@ -223,7 +224,8 @@ def load_captioner(
         ValueError: not a captioner; weights are missing; the device or precision is not to be had here.
     """
     choice = choose(device, "fp32" if precision == "auto" else precision, threads)
-    vlm = read_captioner(model, revision=revision, cache_dir=cache_dir)
+    folder = local_folder(model, "captioner", revision, cache_dir)
+    vlm = read_captioner(folder)
     # Where a CPU does not multiply 16 bits, only the language model's matrices are kept in them: the encoder would
     # be slower than in fp32.
     native = multiplies(choice.dtype, choice.device) or not is_known(vlm.language_model)
@@ -235,8 +237,7 @@ def load_captioner(
     vlm.pack_encoder(release)
     dtype = None if native else choice.dtype
     steps = step_model(vlm.language_model, dtype=dtype, quantize=quantize, release=release)
-    consensus = Consensus.load(model, vlm.projection.linear_1.in_features) if Path(model).is_dir() else None
-    return Captioner(vlm, choice, steps, consensus)
+    return Captioner(vlm, choice, steps, Consensus.load(folder, vlm.projection.linear_1.in_features))
 
 
 def _leave_file(vlm: PrefixConditioningVLM) -> None:

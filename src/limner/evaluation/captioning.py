@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from limner.data.records import Record
 from limner.decoding.captioner import Caption
 from limner.evaluation.any_captioner import Describes
+from limner.evaluation.lines import whole_lines
 
 SETTINGS = "settings.json"
 Progress = Callable[[int, int], None]
@@ -42,42 +43,50 @@ class CaptionLog:
             ValueError: a file is there and ``resume`` is off, or others were made with other settings.
         """
         self.folder = folder
+        self._begun: set[str] = set()
+        """Files that this process has written to."""
         known = folder / SETTINGS
         if known.is_file() and any(folder.glob("*.jsonl")):
             if not resume and any((folder / f"{name}.jsonl").is_file() for name in files):
                 raise ValueError(
                     f"{folder} holds an evaluation already: --resume goes on with it, --out names another folder."
                 )
-            before, wanted = json.loads(known.read_text()), json.loads(json.dumps(settings))
+            before = json.loads(known.read_text(encoding="utf-8"))
+            wanted = json.loads(json.dumps(settings))
             different = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
             if different:
                 told = ", ".join(f"{k}: {before.get(k)} there, {wanted.get(k)} now" for k in different)
                 raise ValueError(f"{folder} was made with other settings ({told}); --out names another folder.")
             return
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+        known.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
-    def read(self, name: str) -> dict[str, Said]:
-        """Everything said so far in the files ``name.jsonl`` and ``name-I-of-N.jsonl``, by image; a torn last
-        line of a killed process is left out."""
+    def read(self, name: str) -> tuple[dict[str, Said], dict[str, str]]:
+        """Everything said so far in the files ``name.jsonl`` and ``name-I-of-N.jsonl``, by image, and why others
+        could not be read; a torn last line of a killed process is left out."""
         found: dict[str, Said] = {}
+        bad: dict[str, str] = {}
         for path in sorted([*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}-*-of-*.jsonl")]):
             for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
                 row = json.loads(line)
+                if "unreadable" in row:
+                    bad[row["image_id"]] = row["unreadable"]
+                    continue
                 row["words"] = [(word, chance) for word, chance in row["words"]]
                 found[row["image_id"]] = Said(**row)
-        return found
+        return found, {image_id: why for image_id, why in bad.items() if image_id not in found}
 
-    def write(self, name: str, said: Sequence[Said]) -> None:
-        """Appends; a torn line that a killed process left is cut off first."""
+    def write(self, name: str, said: Sequence[Said], bad: Mapping[str, str]) -> None:
+        """Appends; the first time, what a killed process left of a line is cut off."""
         path = self.folder / f"{name}.jsonl"
-        with open(path, "ab+") as file:
-            end = file.seek(0, 2)
-            if end:
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-            for one in said:
-                file.write((json.dumps(asdict(one), ensure_ascii=False) + "\n").encode())
+        if name not in self._begun:
+            self._begun.add(name)
+            whole_lines(path)
+        with open(path, "ab") as file:
+            rows = [asdict(one) for one in said]
+            rows += [{"image_id": image_id, "unreadable": why} for image_id, why in bad.items()]
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def shard_file(name: str, shard: tuple[int, int]) -> str:
@@ -95,7 +104,7 @@ def caption_records(
     batch_size: int = 16,
     settings: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
-    bad: list[str] | None = None,
+    bad: dict[str, str] | None = None,
 ) -> dict[str, Said]:
     """Captions what is not captioned yet, and returns all captions there are, in the records' order.
 
@@ -103,13 +112,14 @@ def caption_records(
         captioner: gives the model; not called where nothing is left to do.
         shard: (i, n), counted from 1: only every n-th picture, beginning with the i-th.
         settings: of the decoder.
-        bad: where given, pictures that cannot be read are left out and named in it.
+        bad: where given, pictures that cannot be read are left out and stand in it, also those of other parts:
+            by image, why.
 
     Raises:
         ValueError: a picture cannot be read (and ``bad`` is None).
     """
     number, of = shard
-    done = log.read(name)
+    done, known_bad = log.read(name)
     mine = list(records)[number - 1 :: of]
     left = [record for record in mine if record.image_id not in done]
     file = shard_file(name, shard)
@@ -118,33 +128,38 @@ def caption_records(
     for first in range(0, len(left), batch_size):
         batch = left[first : first + batch_size]
         assert model is not None
-        said = _describe(model, batch, batch_size, settings or {}, bad)
-        log.write(file, said)
+        of_batch = {} if bad is None else _unreadable(batch)
+        said = _describe(model, [r for r in batch if r.image_id not in of_batch], batch_size, settings or {})
+        log.write(file, said, of_batch)
         done |= {one.image_id: one for one in said}
+        known_bad |= of_batch
         progress(len(mine) - len(left) + first + len(batch), len(mine))
+    if bad is not None:
+        bad |= {image_id: why for image_id, why in known_bad.items() if image_id not in done}
     return {record.image_id: done[record.image_id] for record in records if record.image_id in done}
 
 
-def _describe(
-    model: Describes, batch: Sequence[Record], batch_size: int, settings: dict[str, Any], bad: list[str] | None
-) -> list[Said]:
-    good = list(batch) if bad is None else [record for record in batch if _readable(record, bad)]
-    captions = model.describe([record.image for record in good], batch_size=batch_size, **settings) if good else []
+def _describe(model: Describes, batch: Sequence[Record], batch_size: int, settings: dict[str, Any]) -> list[Said]:
+    if not batch:
+        return []
+    captions = model.describe([record.image for record in batch], batch_size=batch_size, **settings)
     return [
         Said(record.image_id, caption.text, words_of(caption, model.tokenizer), caption.score, caption.seconds)
-        for record, caption in zip(good, captions, strict=True)
+        for record, caption in zip(batch, captions, strict=True)
     ]
 
 
-def _readable(record: Record, bad: list[str]) -> bool:
+def _unreadable(batch: Sequence[Record]) -> dict[str, str]:
+    """Which pictures cannot be read, and why."""
     from limner.data.images import load_image
 
-    try:
-        load_image(record.image, draft_size=(8, 8))
-    except (ValueError, OSError) as error:
-        bad.append(str(error))
-        return False
-    return True
+    bad = {}
+    for record in batch:
+        try:
+            load_image(record.image, draft_size=(8, 8))
+        except (ValueError, OSError) as error:
+            bad[record.image_id] = str(error)
+    return bad
 
 
 def words_of(caption: Caption, tokenizer: Any) -> list[tuple[str, float | None]]:

@@ -52,13 +52,13 @@ class DocumentFrequency:
     def save(self, path: Path) -> None:
         """Writes the corpus file: JSON with ``num_images`` and ``counts`` (n-gram's words joined by spaces)."""
         counts = {" ".join(ngram): count for ngram, count in sorted(self.counts.items())}
-        path.write_text(json.dumps({"num_images": self.num_images, "counts": counts}, ensure_ascii=False))
+        path.write_text(json.dumps({"num_images": self.num_images, "counts": counts}, ensure_ascii=False), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> DocumentFrequency:
         """Reads what `save` wrote. Raises ValueError where the file is something else."""
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
             counts = {tuple(ngram.split(" ")): int(count) for ngram, count in content["counts"].items()}
             return cls(int(content["num_images"]), Counter(counts))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

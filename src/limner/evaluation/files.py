@@ -9,6 +9,7 @@ CSV/TSV  with a header; TSV without one: ``path<TAB>caption`` (what ``limner cap
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,11 +145,10 @@ def _pairs(mapping: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
 
 
 def _table(text: str, path: Path, delimiter: str, split: str | None) -> Iterator[tuple[str, str]]:
-    lines = text.splitlines()
     if delimiter == ",":
-        rows = [row for row in csv.reader(lines) if row]
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     else:  # a quotation mark in a caption is just that
-        rows = [line.split("\t") for line in lines if line.strip()]
+        rows = [line.split("\t") for line in text.split("\n") if line.strip()]
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if set(header) & set(IMAGE_KEYS) and set(header) & set(CAPTION_KEYS):
         for number, row in enumerate(rows[1:], 2):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limner.data.records import Record, Split
+from limner.evaluation.lines import whole_lines
 from limner.evaluation.quality.new_set import METADATA, file_name, picture_bytes
 
 DECISIONS = "decisions.jsonl"
@@ -44,15 +45,8 @@ class Review:
         self._read()
 
     def _read(self) -> None:
-        path = self.folder / DECISIONS
-        if not path.is_file():
-            path.touch()
-        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-            row = json.loads(line)
+        for row in map(json.loads, whole_lines(self.folder / DECISIONS)):
             self._decided[row["image_id"]] = row
-        # A torn last line of a killed process is cut off.
-        text = path.read_bytes()
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
 
     def state(self) -> dict[str, Any]:
         """Every picture with its decision, and the number of the first that has none."""
@@ -128,7 +122,9 @@ class Review:
         key = f"{folder.name}/{record.image_id}"
         if key not in self._names:
             data = picture_bytes(record)
-            self._names[key] = file_name(record.image_id, data, distinct=True)
+            plain = file_name(record.image_id, data)
+            same = plain == record.image_id
+            self._names[key] = plain if same else file_name(record.image_id, data, distinct=1)
             target = folder / self._names[key]
             if not target.is_file():
                 aside = target.with_name(f".{target.name}")

@@ -39,7 +39,7 @@ def record(run: Run, points: int) -> Path:
         (target / folder).mkdir(parents=True)
     kept = thinned(events, points)
     lines = [json.dumps(event, ensure_ascii=False, separators=(",", ":")) for event in kept]
-    (target / "events.jsonl").write_text("\n".join(lines) + "\n")
+    (target / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {k: None if "/" in str(v) else v for k, v in run.config["config"].items()}
     config = {"verb": run.config["verb"], "config": settings, "versions": run.config["versions"]}
     (target / "config.json").write_text(json.dumps(config))

@@ -112,7 +112,7 @@ class RunDetail(RunSummary):
 
 def read_labels(run: Run) -> Labels:
     try:
-        return Labels.model_validate_json((run.path / "labels.json").read_text())
+        return Labels.model_validate_json((run.path / "labels.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Labels()
     except ValueError:  # written by hand, wrongly: shown as none rather than hiding the run
@@ -121,7 +121,7 @@ def read_labels(run: Run) -> Labels:
 
 def write_labels(run: Run, labels: Labels) -> None:
     aside = run.path / f".labels.{os.getpid()}.tmp"
-    aside.write_text(labels.model_dump_json())
+    aside.write_text(labels.model_dump_json(), encoding="utf-8")
     os.replace(aside, run.path / "labels.json")
 
 

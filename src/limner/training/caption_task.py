@@ -161,6 +161,8 @@ class CaptionTask(Task):
                 raise ValueError(f"The {split} split is empty; give more pictures.")
         captions = [caption for record in self.records["train"] for caption in record.captions]
         self.vlm = self.build(config, captions, self.say)
+        self.vlm.generation_config.num_beams = config.num_beams
+        self.vlm.generation_config.max_new_tokens = config.max_length
         can, reason = expressible(self.vlm)
         if not can:
             self.say(reason)
@@ -428,8 +430,6 @@ class CaptionTask(Task):
     def save(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, CaptionLoss)
         vlm = model.vlm
-        vlm.generation_config.num_beams = self.config.num_beams
-        vlm.generation_config.max_new_tokens = self.config.max_length
         save_captioner(vlm, folder)
         if getattr(self.config, "consensus", False):  # the demo, whose task this is too, has none
             chosen = evenly(len(self.records["train"]), MOST_PICTURES)

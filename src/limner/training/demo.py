@@ -64,7 +64,8 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Demo:
-    """How the demo ended. ``figures`` and what follows are None where it was stopped and can be resumed."""
+    """How the demo ended. ``figures`` and what follows are None where it was stopped and can be resumed, and in all
+    processes but the first."""
 
     result: Result
     figures: Figures | None = None
@@ -83,7 +84,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None], quiet: bool = False
     began = time.perf_counter()
     result = train(SceneTask(config, say), config, "demo", "scenes", quiet)
     train_seconds = time.perf_counter() - began
-    if result.reason == "stopped":
+    if result.reason == "stopped" or not result.is_main_process:
         return Demo(result)
     captioner = load_captioner(result.run.model_path, str(config.device))
     unseen = caption_scenes(captioner, "test", config)

@@ -51,6 +51,7 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
     settings = json.loads(config.model_dump_json())
     existing = _existing(config)
     if existing is None:
+        _refuse_others_checkpoints(config)
         name = config.name or _free_name(config.runs_dir, f"{verb}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
         if config.force_new:
             name = _free_name(config.runs_dir, name)
@@ -62,7 +63,8 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         opened = _opened(config, existing, False)
         write_config(existing.path, verb, settings)
         return opened
-    _refuse_changes(existing, verb, settings)
+    defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
+    _refuse_changes(existing, verb, settings, defaults)
     return _opened(config, existing, True)
 
 
@@ -110,10 +112,10 @@ def _existing(config: RunConfig) -> Run | None:
         run = Run(path)
     status = run.state().status
     if status is Status.COMPLETED:
-        raise ValueError(
-            f"Run '{run.name}' is complete: its model is at {run.model_path}. "
-            "Choose another --name, or --force-new to start over beside it."
-        )
+        advice = "Choose another --name, or --force-new to start over beside it."
+        if getattr(config, "checkpoints_dir", None) is not None:
+            advice = "Give the new run another --checkpoints-dir: its own checkpoints lie in that one."
+        raise ValueError(f"Run '{run.name}' is complete: its model is at {run.model_path}. {advice}")
     return run
 
 
@@ -122,8 +124,8 @@ def _was_started(run: Run) -> bool:
     return run.events_path.exists() and any(event["type"] == "start" for event in run.events())
 
 
-def _refuse_changes(run: Run, verb: str, settings: dict[str, Any]) -> None:
-    before = dict(run.config["config"])
+def _refuse_changes(run: Run, verb: str, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    before = defaults | run.config["config"]  # a version that lacked a setting did what is now its default
     if run.config["verb"] != verb:
         raise ValueError(f"Run '{run.name}' was begun by `limner {run.config['verb']}`, not by `limner {verb}`.")
     changed = [
@@ -135,6 +137,16 @@ def _refuse_changes(run: Run, verb: str, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"Run '{run.name}' is unfinished and was begun with other settings ({'; '.join(changed)}). "
             "Give the same settings to resume it, another --name, or --force-new to start over beside it."
+        )
+
+
+def _refuse_others_checkpoints(config: RunConfig) -> None:
+    """A new run would go on from what lies in its checkpoints folder."""
+    folder = getattr(config, "checkpoints_dir", None)
+    if folder is not None and any(folder.glob("step-*")):
+        raise ValueError(
+            f"{folder} holds the checkpoints of another run; name another folder with --checkpoints-dir, or "
+            "leave it out (they then lie in the run's own folder)."
         )
 
 

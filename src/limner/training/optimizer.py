@@ -109,10 +109,7 @@ def load_optimizer_tensors(optimizers: Optimizers, tensors: dict[str, torch.Tens
         slots.setdefault(name, {})[slot] = tensor
     for name, parameter, state in named_trained(optimizers):
         if name in slots:
-            state[parameter] = {
-                slot: _beside(parameter, value)
-                for slot, value in slots[name].items()
-            }
+            state[parameter] = {slot: _beside(parameter, value) for slot, value in slots[name].items()}
 
 
 def _beside(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:

@@ -62,13 +62,13 @@ class Order:
         ]
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        permutation = _shuffled(self.num_examples, self.seed, epoch)
-        return permutation if self.arrange is None else self.arrange(permutation, epoch)
+        return _arranged(self.num_examples, self.seed, epoch, self.arrange)
 
 
-@lru_cache(maxsize=2)
-def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+@lru_cache(maxsize=2)  # a step asks several times, from two threads, which may be an epoch apart
+def _arranged(num_examples: int, seed: int, epoch: int, arrange: Arrange | None) -> np.ndarray:
+    permutation = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return permutation if arrange is None else arrange(permutation, epoch)
 
 
 def position_seed(seed: int, step: int, micro: int = 0, rank: int = 0) -> int:

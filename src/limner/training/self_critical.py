@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -37,12 +38,17 @@ class SelfCriticalTask(CaptionTask):
     """A trained captioner, taught by CIDEr-D. Validation is that of `CaptionTask`, its ``eval_loss`` too, which
     may well rise: likely words are no longer what is learned."""
 
+    reward = math.nan
+    """The mean CIDEr-D of the captions that the last micro-batch drew."""
+
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         super().prepare(device, precision, progress)
-        counted = [[caption_ngrams(caption) for caption in record.captions] for record in self.records["train"]]
-        self.cider = CiderD(counted)
-        self.reward = math.nan
         self.captioner.temperature = self.config.sample_temperature
+
+    @cached_property
+    def cider(self) -> CiderD:
+        """Scores captions of the training pictures."""
+        return CiderD([[caption_ngrams(text) for text in record.captions] for record in self.records["train"]])
 
     def batch(self, indices: Sequence[int], seed: int, split: str = "train") -> Batch:
         """Training: the pictures, and which they are; their captions are drawn when the weights are known."""
@@ -103,6 +109,6 @@ class SelfCriticalTask(CaptionTask):
         return rewards
 
     def readings(self, loss: float) -> dict[str, float]:
-        """``reward``: the mean CIDEr-D of the captions that the last micro-batch drew; told once, for its step."""
+        """``reward``, told once, for its step."""
         told, self.reward = self.reward, math.nan
         return {} if math.isnan(told) else {"reward": told}

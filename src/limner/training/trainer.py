@@ -78,6 +78,8 @@ class Result:
     metrics: dict[str, float]
     interrupted: bool = False
     """Stopped by Ctrl-C or SIGTERM."""
+    is_main_process: bool = True
+    """Of several processes, one does what is left to do after training."""
 
 
 def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: bool = False) -> Result:
@@ -207,7 +209,8 @@ class Trainer:
             )
         if self.config.report_to:
             self.accelerator.end_training()
-        return Result(self.run, reason, self.progress.step, self.progress.metrics, interrupted)
+        progress, main = self.progress, self.accelerator.is_main_process
+        return Result(self.run, reason, progress.step, progress.metrics, interrupted, main)
 
     def _loop(self) -> str:
         """Runs steps until the end; says why it ended."""

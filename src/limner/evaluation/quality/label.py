@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.data.records import Record, Split
+from limner.evaluation.lines import whole_lines
 from limner.evaluation.quality.new_set import Entry
 from limner.evaluation.quality.teacher import REWRITE, Misconfigured, Refused, Teacher, Unreachable
 
@@ -55,36 +56,47 @@ def estimate(
 
 
 class AnswerLog:
-    """Every answer, with its prompt, one JSON object a line; written as they come, read to go on."""
+    """Every answer, with its prompt, one JSON object a line; written as they come, read to go on.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ANSWERS
-        self.captions: dict[str, str] = {}
+    Args:
+        model, prompt: who is asked now, and what: earlier answers to something else do not count.
+        rewriting: the prompt goes on with the first caption there is.
+    """
+
+    def __init__(self, folder: Path, model: str, prompt: str, rewriting: bool = False) -> None:
+        self.path, self.model, self.prompt, self.rewriting = folder / ANSWERS, model, prompt, rewriting
+        self._captions: dict[tuple[str, str, str], str] = {}  # by image, model and all that was asked
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        whole = self.path.read_bytes() if self.path.is_file() else b""
-        whole = whole[: whole.rfind(b"\n") + 1]  # without the torn line of a killed process
-        if self.path.is_file():
-            self.path.write_bytes(whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
-            if row.get("caption"):
-                self.captions[row["image_id"]] = row["caption"]
+        for line in whole_lines(self.path):
+            self._keep(json.loads(line))
 
-    def add(self, row: dict[str, Any]) -> None:
+    def asked(self, record: Record) -> str:
+        """All that the teacher is asked of a picture."""
+        if self.rewriting and record.captions:
+            return self.prompt + REWRITE.replace("{caption}", record.captions[0])
+        return self.prompt
+
+    def caption(self, record: Record) -> str | None:
+        """What the teacher has answered; None: nothing yet."""
+        return self._captions.get((record.image_id, self.model, self.asked(record)))
+
+    def add(self, record: Record, answer: dict[str, Any]) -> None:
+        row = {"image_id": record.image_id, "model": self.model, "prompt": self.asked(record), "time": time.time()}
         with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if row.get("caption"):
-                self.captions[row["image_id"]] = row["caption"]
+            file.write(json.dumps(row | answer, ensure_ascii=False) + "\n")
+            self._keep(row | answer)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        if row.get("caption"):
+            self._captions[row["image_id"], row["model"], row["prompt"]] = row["caption"]
 
 
 def label(
     records: Sequence[Record],
     teacher: Teacher,
     log: AnswerLog,
-    prompt: str,
     *,
-    rewriting: bool = False,
     concurrency: int = 4,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
@@ -93,7 +105,7 @@ def label(
     Raises:
         Unreachable: the endpoint cannot be used at all, or has stopped answering; what is there is kept.
     """
-    left = [record for record in records if record.image_id not in log.captions]
+    left = [record for record in records if log.caption(record) is None]
     refused: list[str] = []
     silent = 0
     done = len(records) - len(left)
@@ -101,7 +113,7 @@ def label(
     with ThreadPoolExecutor(concurrency) as pool:
         queue = iter(left)
         waiting = {
-            pool.submit(_ask, record, teacher, log, prompt, rewriting): record
+            pool.submit(_ask, record, teacher, log): record
             for _, record in zip(range(concurrency), queue, strict=False)  # the range first: it ends the zip
         }
         while waiting:
@@ -124,34 +136,23 @@ def label(
                 progress(done, len(records))
                 following = next(queue, None)
                 if following is not None:
-                    waiting[pool.submit(_ask, following, teacher, log, prompt, rewriting)] = following
+                    waiting[pool.submit(_ask, following, teacher, log)] = following
     return refused
 
 
-def _ask(record: Record, teacher: Teacher, log: AnswerLog, prompt: str, rewriting: bool) -> None:
-    asked = prompt
-    if rewriting and record.captions:
-        asked += REWRITE.replace("{caption}", record.captions[0])
-    row: dict[str, Any] = {
-        "image_id": record.image_id,
-        "model": teacher.model,
-        "prompt": asked,
-        "time": time.time(),
-    }
+def _ask(record: Record, teacher: Teacher, log: AnswerLog) -> None:
     try:
-        answer = teacher.ask(record.image, asked)
+        answer = teacher.ask(record.image, log.asked(record))
     except (Refused, Unreachable) as error:
-        log.add(row | {"error": str(error)})
+        log.add(record, {"error": str(error)})
         raise
-    log.add(
-        row | {"caption": answer.caption, "raw": answer.raw, "usage": answer.usage, "attempts": answer.attempts}
-    )
+    log.add(record, {name: getattr(answer, name) for name in ("caption", "raw", "usage", "attempts")})
 
 
-def labelled(records: Sequence[tuple[Record, Split]], log: AnswerLog, teacher: Teacher) -> Iterator[Entry]:
+def labelled(records: Sequence[tuple[Record, Split]], log: AnswerLog) -> Iterator[Entry]:
     """The entries of the new set: the teacher's captions, with the originals and the teacher's name beside them."""
     for record, split in records:
-        caption = log.captions.get(record.image_id)
+        caption = log.caption(record)
         if caption is not None:
-            extra = {"original_captions": record.captions, "labelled_by": teacher.model}
+            extra = {"original_captions": record.captions, "labelled_by": log.model}
             yield Entry(Record(record.image, [caption], record.image_id, split), split, extra)

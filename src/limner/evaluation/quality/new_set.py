@@ -8,6 +8,7 @@ Pictures are copied byte for byte. The folder is written aside and renamed: it i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -83,9 +84,8 @@ def _write(entries: Iterable[Entry], folder: Path) -> dict[str, int]:
     taken: set[str] = set()
     for entry in entries:
         data = picture_bytes(entry.record)
-        name = file_name(entry.record.image_id, data)
-        if f"{entry.split}/{name.lower()}" in taken:
-            name = file_name(entry.record.image_id, data, distinct=True)
+        names = (file_name(entry.record.image_id, data, distinct) for distinct in itertools.count())
+        name = next(name for name in names if f"{entry.split}/{name.lower()}" not in taken)
         taken.add(f"{entry.split}/{name.lower()}")
         target = folder / entry.split / name
         target.parent.mkdir(exist_ok=True)
@@ -110,19 +110,20 @@ def picture_bytes(record: Record) -> bytes:
     return image_bytes(record.image)
 
 
-def file_name(image_id: str, data: bytes, distinct: bool = False) -> str:
+def file_name(image_id: str, data: bytes, distinct: int = 0) -> str:
     """A plain file name from the image's id, with the ending that its bytes deserve where the id has none.
 
     Args:
-        distinct: with a digest of the id, so that no two ids share a name.
+        distinct: above 0, with a digest of the id and of this number, for where the plain name is taken.
     """
     last = image_id.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, ending = last.rpartition(".")
     if not dot or f".{ending.lower()}" not in EXTENSIONS:
         stem, ending = last, next((e for s, e in _SIGNATURES.items() if data.startswith(s)), ".webp")[1:]
     plain = re.sub(r"[^\w-]+", "_", stem)[:80].strip("_") or "picture"
-    if distinct and f"{plain}.{ending}" != image_id:
-        plain = f"{plain}-{hashlib.blake2b(image_id.encode(), digest_size=4).hexdigest()}"
+    if distinct:
+        salt = distinct.to_bytes(16)
+        plain = f"{plain}-{hashlib.blake2b(image_id.encode(), digest_size=4, salt=salt).hexdigest()}"
     return f"{plain}.{ending.lower()}"
 
 

@@ -19,7 +19,8 @@ def write_report(quality: Quality, title: str, folder: Path) -> None:
     """Writes the three files."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = quality.summary()
-    (folder / "report.json").write_text(json.dumps({"title": title} | summary, indent=1, ensure_ascii=False))
+    report = json.dumps({"title": title} | summary, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(report, encoding="utf-8")
     with open(folder / "examples.csv", "w", newline="", encoding="utf-8") as file:
         rows = [example.row() for example in quality.examples]
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["image_id"])
