@@ -159,7 +159,7 @@ def test_settings_that_contradict_each_other_are_refused():
         PretrainConfig(config="huge")
     with pytest.raises(ValueError, match="leave out --width"):
         PretrainConfig(init_from="x", width=3)
-    with pytest.raises(ValueError, match="gpt2-124m .trained weights from the hub. brings the model's shape"):
+    with pytest.raises(ValueError, match=r"gpt2-124m .trained weights from the hub. brings the model's shape"):
         PretrainConfig(config="gpt2-124m", num_layers=2)
     with pytest.raises(ValueError, match="--vocab-size is that of --tokenizer bpe"):
         PretrainConfig(vocab_size=600)
