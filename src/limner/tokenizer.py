@@ -45,6 +45,12 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue: behind the token that begins a text, where there is one."""
+        ids = self.encode(text)
+        begins = self.bos_id is not None and (not ids or self.bos_id != self.eos_id)
+        return [self.bos_id, *ids] if begins else ids  # type: ignore[list-item]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 

@@ -259,3 +259,13 @@ def test_damaged_files_are_one_sentence(name: str, content: str, tmp_path: Path)
         stock.read_captioner(tmp_path / "m")
     message = str(caught.value)
     assert "\n" not in message and len(message) < 500 and str(tmp_path) in message
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, parts: bool) -> None:
+    vlm = toy_captioner(vision=CONVOLUTIONAL[0] if parts else "siglip")
+    with torch.no_grad():
+        vlm.projection.linear_1.weight[0, 0] = float("nan")
+    stock.save_captioner(vlm, tmp_path / "diverged")
+    with pytest.raises(ValueError, match=r"not finite \(in .*linear_1.weight\).*take an earlier checkpoint"):
+        stock.read_captioner(tmp_path / "diverged")

@@ -13,9 +13,10 @@ from toy_captioners import toy_captioner, toy_picture
 
 from limner.decoding import get_decoder, step_model
 from limner.decoding.captioner import load_captioner
+from limner.decoding.consensus import LOOKS, Consensus
 from limner.models.gpt import GPTConfig, GPTModel
 from limner.models.stock import save_captioner
-from limner.server.models import kind_of
+from limner.server.models import count_parameters, describe, kind_of
 from limner.server.playground import Playground
 from limner.tokenizer import get_tokenizer
 
@@ -104,9 +105,10 @@ def test_seeds_stops_room_and_cancelling(playground: Playground, gpt: Path) -> N
     drawn = [[t["id"] for t in said(playground, gpt, temperature=1.5, seed=s, max_tokens=12)[0]] for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     full, result = said(playground, gpt, prompt="x" * 60, max_tokens=50)
-    assert (len(full), result["finish"]) == (4, "length")  # the context holds 64
+    assert (len(full), result["finish"]) == (5, "context")  # which holds 64, and the last token needs no place
+    assert said(playground, gpt, max_tokens=3)[1]["finish"] == "length"
     with pytest.raises(ValueError, match="holds 64"):
-        said(playground, gpt, prompt="x" * 64)
+        said(playground, gpt, prompt="x" * 65)
     with pytest.raises(ValueError, match="no token 999"):
         said(playground, gpt, forced=[999])
     plain = said(playground, gpt)[1]["text"]
@@ -122,7 +124,7 @@ def test_captions_are_the_captioners(playground: Playground, captioner: Path, tm
     picture = tmp_path / "p.png"
     toy_picture(3).save(picture)
     wish = {"id": "c", "path": str(captioner), "kind": "caption", "image": str(picture)}
-    wish |= {"num_beams": 3, "max_length": 8, "num_captions": None}
+    wish |= {"num_beams": 3, "max_length": 8, "num_captions": None, "consensus": True}
     events, result = finish(playground.caption(wish, never))
     plain = load_captioner(captioner, "cpu").describe(
         [picture], num_beams=3, max_new_tokens=8, num_return_sequences=3
@@ -162,3 +164,31 @@ def test_models_are_dropped_when_memory_is_short(gpt: Path, tmp_path: Path) -> N
         assert [model["id"] for model in gone["loaded"]] == ["c"]
     finally:
         torch.set_grad_enabled(True)
+
+
+def test_training_captions_choose_as_they_do_in_the_terminal(playground: Playground, tmp_path: Path) -> None:
+    folder, picture = tmp_path / "toy", tmp_path / "p.png"
+    vlm = toy_captioner(text="llama_untied")
+    save_captioner(vlm, folder)
+    toy_picture(3).save(picture)
+    plain = load_captioner(folder, "cpu")
+    beams = plain.describe([picture], num_beams=3, max_new_tokens=8, num_return_sequences=3)
+    last = beams[2].text
+    pictures = torch.stack([plain.pixels.pixels(toy_picture(seed)) for seed in (3, 4)])
+    looks = plain.vlm.features(pictures).mean(1)[:, None].expand(-1, LOOKS, -1)  # (2, LOOKS, Dv)
+    Consensus.of(looks, [[last], ["something else"]]).save(folder)
+    info = describe(folder, "dir:toy", "toy")
+    assert info is not None and info.consensus
+    assert info.parameters == sum(count_parameters(file) for file in folder.glob("*.safetensors"))
+    wish = {"id": "c", "path": str(folder), "kind": "caption", "image": str(picture)}
+    wish |= {"num_beams": 3, "max_length": 8, "num_captions": None}
+    _, chosen = finish(playground.caption(wish | {"consensus": True}, never))
+    _, likeliest = finish(playground.caption(wish | {"consensus": False}, never))
+    assert (chosen["consensus"], [caption["text"] for caption in chosen["captions"]]) == (True, [last])
+    assert (likeliest["consensus"], likeliest["captions"][0]["text"]) == (False, beams[0].text)
+    assert beams[0].text != last
+    wish["image"] = str(tmp_path / "upload-x7")
+    Path(wish["image"]).write_bytes(picture.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="the picture cannot be decoded") as error:
+        finish(playground.caption(wish | {"consensus": True}, never))
+    assert str(tmp_path) not in str(error.value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from limner.cli.parse import parse
 from limner.config.generate import GenerateConfig
+from limner.runs import Run
 
 if TYPE_CHECKING:
     from limner.decoding import Decoder, StepModel
@@ -24,9 +25,7 @@ def run(argv: list[str]) -> int:
     from limner.decoding import get_decoder, step_model
 
     lm, tokenizer, context, device = _load(config)
-    ids = tokenizer.encode(prompt)
-    if tokenizer.bos_id is not None and (not ids or tokenizer.bos_id != tokenizer.eos_id):
-        ids = [tokenizer.bos_id, *ids]
+    ids = tokenizer.encode_prompt(prompt)
     if not ids:
         raise ValueError("This model's tokenizer has no token that begins a text; give a --prompt.")
     room = (context or len(ids) + config.max_tokens) + 1 - len(ids)  # the last token needs no place of its own
@@ -89,7 +88,11 @@ def _folder(config: GenerateConfig) -> str:
         if (path / "model" / "config.json").is_file():
             return str(path / "model")
         if (path / "events.jsonl").is_file():
-            raise ValueError(f"The run {path} has no finished model yet; follow it with `limner runs tail`.")
+            state = Run(path).state()
+            next_step = "tail" if state.status.active else "resume"
+            raise ValueError(
+                f"The run {path} is {state.status} and has no finished model yet; try `limner runs {next_step}`."
+            )
         if path.is_dir():
             return str(path)
     return config.model

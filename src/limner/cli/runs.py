@@ -6,10 +6,11 @@ import json
 import os
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from limner.cli.parse import parse
@@ -76,12 +77,14 @@ def _list(action: ListRuns) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "step", "loss", "best", "model"):
-        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("step", "loss") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for one in runs:
         row = _summary(one)
         of = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else str(row["step"])
         loss = f"{row['loss']:.3f}" if isinstance(row["loss"], float) else str(row["loss"] or "")
-        table.add_row(row["name"], row["status"], of, loss, row["best"] or "", row["model"] or "")
+        last = row["model"] or row["detail"]  # where its model is; else why there is none
+        table.add_row(*map(escape, (row["name"], row["status"], of, loss, row["best"] or "", last)))
     Console().print(table)
     return 0
 
@@ -185,6 +188,8 @@ def _examples(found: Run, step: int) -> int:
 def _delete(found: Run, yes: bool) -> int:
     size = found.size() / 2**20
     if not yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"Add --yes to delete run '{found.name}': nobody is here to confirm it.")
         answer = input(f"Delete run '{found.name}' ({size:,.0f} MB)? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             return 1

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -56,6 +57,7 @@ def load_stock(
     model, report = loaded
     report["missing_keys"] = [name for name in report["missing_keys"] if not name.startswith(unused)]
     refuse_missing(report, source, what)
+    refuse_nonfinite(model, source, what)
     return model
 
 
@@ -81,6 +83,16 @@ def refuse_missing(report: dict[str, Any], source: str | Path, what: str) -> Non
             f"The {what} in {source} lacks {len(missing)} weights and has {len(wrong)} of another shape than its "
             f"config.json says ({first}...): the checkpoint is incomplete, or is of another kind."
         )
+
+
+def refuse_nonfinite(model: nn.Module, source: str | Path, what: str) -> None:
+    """Raises ValueError where a weight is NaN or infinite: nothing that is computed with it means anything."""
+    for name, weight in model.named_parameters():
+        if not weight.sum(dtype=torch.float32).isfinite():  # one pass; a NaN anywhere makes the sum one
+            raise ValueError(
+                f"The {what} in {source} holds numbers that are not finite (in {name}): its training diverged, or "
+                "the file is damaged; take an earlier checkpoint."
+            )
 
 
 def check_folder(source: str | Path, what: str) -> None:

@@ -28,7 +28,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from limner.models import decoder as decoders
 from limner.models.captioner import PrefixConditioningVLM
-from limner.models.hub import load_stock, local_folder, refuse_missing
+from limner.models.hub import load_stock, local_folder, refuse_missing, refuse_nonfinite
 from limner.models.lora import apply_adapter, merged_weights
 from limner.models.projection import ProjectionHead
 from limner.models.stock_files import (
@@ -371,5 +371,6 @@ def _read_parts(folder: Path) -> PrefixConditioningVLM:
     projection = ProjectionHead(vision_width, text_width, settings["projection_type"])
     report: Any = projection.load_state_dict(weights, strict=False)
     refuse_missing({"missing_keys": report.missing_keys, "mismatched_keys": []}, folder, "projection")
+    refuse_nonfinite(projection, folder, "projection")
     layer, tokens = settings["vision_feature_layer"], settings.get("image_tokens", "patches")
     return PrefixConditioningVLM(encoder, projection, lm, words, pixels, layer, tokens)

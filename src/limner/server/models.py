@@ -16,6 +16,8 @@ from limner.server.watch import Runs, inside
 TEXT_TYPES = frozenset(
     {"gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox", "opt", "smollm3", "gemma"}
 )
+CONSENSUS = "consensus"
+"""The folder of what a captioner's training captions say (`limner.decoding.consensus`, which imports torch)."""
 
 
 class ModelInfo(BaseModel):
@@ -32,6 +34,8 @@ class ModelInfo(BaseModel):
     step: int | None
     modified: float
     loaded: bool = False
+    consensus: bool = False
+    """Whether the captions of its training pictures can choose among its own."""
 
 
 def list_models(runs: Runs, models_dir: Path | None) -> list[ModelInfo]:
@@ -82,7 +86,8 @@ def describe(path: Path, id: str, label: str, run: str | None = None) -> ModelIn
     if kind is None:
         return None
     try:
-        weights = {file: file.stat() for file in sorted(path.rglob("*.safetensors"))}
+        files = [file for file in sorted(path.rglob("*.safetensors")) if file.parent.name != CONSENSUS]
+        weights = {file: file.stat() for file in files}
     except FileNotFoundError:  # its trainer is replacing it
         return None
     if not weights:
@@ -97,6 +102,7 @@ def describe(path: Path, id: str, label: str, run: str | None = None) -> ModelIn
         run=run,
         step=None,
         modified=max(stat.st_mtime for stat in weights.values()),
+        consensus=(path / CONSENSUS).is_dir(),
     )
 
 

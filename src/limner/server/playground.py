@@ -186,7 +186,7 @@ class Playground:
         prefix = self._prefix(model, arguments["prompt"], arguments["forced"])
         room = arguments["max_tokens"]
         if model.context is not None:
-            room = min(room, model.context - len(prefix))
+            room = min(room, model.context + 1 - len(prefix))  # the last token needs no place of its own
         if room < 1:
             raise ValueError(
                 f"The prompt has {len(prefix)} tokens, and the model's context holds {model.context}; shorten it."
@@ -226,6 +226,8 @@ class Playground:
                 finish = "eos"
             elif any(stop in _added(model.tokenizer, prefix, tokens) for stop in arguments["stop"]):
                 finish = "stop"
+            elif len(tokens) < arguments["max_tokens"]:
+                finish = "context"
         seconds = time.perf_counter() - began
         forced = arguments["forced"]
         plain = prefix[: len(prefix) - len(forced)]
@@ -239,9 +241,7 @@ class Playground:
 
     def _prefix(self, model: TextModel, prompt: str, forced: list[int]) -> list[int]:
         tokenizer = model.tokenizer
-        ids = tokenizer.encode(prompt)
-        if tokenizer.bos_id is not None and (not ids or tokenizer.bos_id != tokenizer.eos_id):
-            ids = [tokenizer.bos_id, *ids]
+        ids = tokenizer.encode_prompt(prompt)
         unknown = [id for id in forced if not 0 <= id < tokenizer.vocab_size]
         if unknown:
             raise ValueError(f"The model has no token {unknown[0]}; its ids are below {tokenizer.vocab_size}.")
@@ -252,27 +252,31 @@ class Playground:
     # -- pictures --------------------------------------------------------------------------------------------
 
     def caption(self, arguments: dict[str, Any], cancelled: Cancelled) -> Answer:
-        """Captions the picture at ``image`` (a file); all beams, the best first."""
+        """Captions the picture at ``image`` (a file): all beams, the best first, or the one that a consensus chose."""
         yield {"phase": "loading"}
         loaded = self._get(arguments)
         if not isinstance(loaded.model, PictureModel):
             raise ValueError("This model continues texts; choose one that captions pictures.")
         yield {"phase": "captioning", "loaded": self._list()}
         base = loaded.model.captioner
-        captioner = Captioner(base.vlm, base.choice, Spy(base.steps, cancelled))
         beams = arguments["num_beams"]
         settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": arguments["max_length"]}
-        if beams > 1:
+        chooses = arguments["consensus"] and base.consensus is not None and beams > 1
+        if beams > 1 and not chooses:
             settings["num_return_sequences"] = min(beams, arguments["num_captions"] or beams)
+        chooser = base.consensus if chooses else None
+        captioner = Captioner(base.vlm, base.choice, Spy(base.steps, cancelled), chooser)
         began = time.perf_counter()
+        ended: dict[str, Any] = {"consensus": chooses}
         try:
-            captions = captioner.describe([Path(arguments["image"])], **settings)
+            captions = captioner.describe([Path(arguments["image"]).read_bytes()], **settings)
         except Stopped:
-            return {"captions": [], "finish": "cancelled", "seconds": round(time.perf_counter() - began, 3)}
+            ended |= {"captions": [], "finish": "cancelled", "seconds": round(time.perf_counter() - began, 3)}
+            return ended
         shown = [_caption(captioner.tokenizer, caption) for caption in captions]
         for index, found in enumerate(shown):
             yield {"caption": found | {"index": index}}
-        return {"captions": shown, "finish": "eos", "seconds": round(time.perf_counter() - began, 3)}
+        return ended | {"captions": shown, "finish": "eos", "seconds": round(time.perf_counter() - began, 3)}
 
 
 def _added(tokenizer: Tokenizer, prefix: list[int], tokens: list[int]) -> str:

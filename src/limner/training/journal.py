@@ -86,6 +86,10 @@ class Journal:
     def say(self, text: str) -> None:
         """A line for a person: in the terminal and in log.txt."""
         self.console.print(text, markup=False, soft_wrap=True)
+        self.to_log(text)
+
+    def to_log(self, text: str) -> None:
+        """A line in log.txt alone: something that the terminal is told by others."""
         with contextlib.suppress(OSError):  # a full disk pauses the run by way of its events
             if self._log:
                 self._log.write(text + "\n")

@@ -117,6 +117,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
         message = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         with contextlib.suppress(OSError):
             journal.event("error", message=message, traceback=traceback.format_exc())
+        journal.to_log(message if isinstance(error, ValueError) else traceback.format_exc())
         raise
     finally:
         journal.close()

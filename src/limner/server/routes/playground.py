@@ -101,6 +101,7 @@ class Text(BaseModel):
     tokens: list[Token]
     """The generated tokens (forced ones are not among them)."""
     finish: str
+    """eos, stop, length (as many as asked), context (the model holds no more), cancelled."""
     seed: int
     prompt_tokens: int
     seconds: float
@@ -123,6 +124,8 @@ class Captions(BaseModel):
     work: str
     model: str
     captions: list[Caption]
+    consensus: bool = False
+    """Whether the training captions chose."""
     finish: str
     width: int
     height: int
@@ -250,14 +253,17 @@ async def caption(
     num_beams: Annotated[int, Form(ge=1, le=16)] = 3,
     max_length: Annotated[int, Form(ge=1, le=512)] = 30,
     num_captions: Annotated[int | None, Form(ge=1, le=16)] = None,
+    consensus: Annotated[bool, Form(description="the training captions choose, where the model has them")] = True,
     stream: Annotated[bool, Form()] = False,
 ) -> Any:
-    """Puts a picture into words: every beam with its score, every word with its probability."""
+    """Puts a picture into words: every beam with its score, every word with its probability; or the one that the
+    training captions choose."""
     room, config = _workroom(request), request.app.state.config
     content = await _picture(request, image, url)
     width, height = await asyncio.to_thread(check_picture, content, config.max_megapixels * 1_000_000)
     arguments = await _model(request, model)
     arguments |= {"num_beams": num_beams, "max_length": max_length, "num_captions": num_captions}
+    arguments["consensus"] = consensus
     id = room.new_id()
     head = {"work": str(id), "model": model, "width": width, "height": height}
 
