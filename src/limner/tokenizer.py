@@ -46,7 +46,7 @@ class Tokenizer(ABC):
         """The ids of a text."""
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that a model is to continue: behind the token that begins a text, where there is one."""
+        """The ids of a text that a model is to continue, behind the token that begins one where there is such."""
         ids = self.encode(text)
         begins = self.bos_id is not None and (not ids or self.bos_id != self.eos_id)
         return [self.bos_id, *ids] if begins else ids  # type: ignore[list-item]

@@ -252,7 +252,7 @@ class Playground:
     # -- pictures --------------------------------------------------------------------------------------------
 
     def caption(self, arguments: dict[str, Any], cancelled: Cancelled) -> Answer:
-        """Captions the picture at ``image`` (a file): all beams, the best first, or the one that a consensus chose."""
+        """Captions the picture at ``image`` (a file): all beams, the best first, or what a consensus chose."""
         yield {"phase": "loading"}
         loaded = self._get(arguments)
         if not isinstance(loaded.model, PictureModel):
