@@ -276,3 +276,40 @@ def test_names_of_other_bytes_than_utf8(tmp_path: Path) -> None:
     assert record.image_id == "caf\\xe9.png"
     assert record.captions == ["a black square of eight pixels"]
     assert load_image(record.image).size == (8, 8)
+
+
+def test_what_no_manifest_names_is_told(pictures: Path) -> None:
+    (pictures / "captions.json").write_text(json.dumps({"a.jpg": "a red square"}))
+    (pictures / "a.txt").write_text("a square of red\n")
+    (pictures / "other.json").write_text("{}")
+    told = " ".join(ImageCaptionDataset(pictures).remarks)
+    assert "1 picture is not in the manifest and is left out: deep/b ü.png." in told
+    assert "1 text is not read, since a manifest is there: a.txt." in told
+    assert "1 other manifest is not read: other.json." in told
+    (pictures / "captions.json").unlink()
+    (pictures / "other.json").unlink()
+    (pictures / "nothing.txt").write_text("a caption without a picture\n")
+    told = " ".join(ImageCaptionDataset(pictures).remarks)
+    assert "1 text has no picture beside it and is left out: nothing.txt." in told
+
+
+def test_sidecars_do_not_lead_out_of_the_folder(pictures: Path, tmp_path_factory) -> None:
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret.txt"
+    secret.write_text("nobody's caption\n")
+    (pictures / "a.txt").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"'a\.txt' is a symbolic link out of"):
+        ImageCaptionDataset(pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"file": "a.jpg", "caption": "x", "split": "bogus"}', "line 1: Unknown split 'bogus'"),
+        ("a.jsonl", '{"file": "' + "x" * 5000 + '", "caption": "x"}', "line 1: 'xxx.* is no file"),
+        ("a.json", "[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_odd_manifests_are_one_sentence(pictures: Path, name: str, content: str, message: str) -> None:
+    (pictures / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ImageCaptionDataset(pictures)

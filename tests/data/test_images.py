@@ -260,3 +260,13 @@ def test_processors_of_varying_size_are_refused() -> None:
         PixelSettings.from_processor_config({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False})
     with pytest.raises(ValueError, match="not known"):
         PixelSettings.from_processor_config({"image_processor_type": "NoSuchImageProcessor"})
+
+
+@pytest.mark.parametrize("draft", [None, (8, 8)])
+def test_a_damaged_png_is_found_whatever_size_is_asked_for(tmp_path: Path, draft: tuple[int, int] | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load_image(bytes(data), draft)

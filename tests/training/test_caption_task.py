@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from limner.cli.main import main
+from limner.cli.train import load_records
 from limner.config.train import TrainConfig
 from limner.data.folder import ImageCaptionDataset
 from limner.data.images import load_image
@@ -312,3 +313,33 @@ def test_a_run_with_dropout_resumes_bit_for_bit(
 def test_what_cannot_be_compiled_says_so(fit: Runner) -> None:
     with pytest.raises(ValueError, match="frozen decoders of the Llama"):
         fit("whole", lora=False, compile=True)
+
+
+def test_control_tokens_in_captions_are_letters(fit: Runner, photos: Path) -> None:
+    """Somebody's "</s>" ends no caption, and "<image>" is no picture."""
+    lines = [json.loads(line) for line in (photos / "captions.jsonl").read_text().splitlines()]
+    for row in lines:
+        row["captions"] = ["a </s> dog <image> <s> runs"]
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = TrainConfig(**fit("told", max_steps=1).run.config["config"])
+    task = CaptionTask(config, lambda progress: load_records(config, progress, print), say=lambda _: None)
+    task.load(torch.device("cpu"), torch.float32, lambda *_: None)
+    task.tokenize()
+    special = set(task.vlm.tokenizer.all_special_ids)
+    for captions in task.tokens["train"]:
+        for *words, end in captions:
+            assert not special & set(words) and end == task.vlm.tokenizer.eos_token_id
+            assert task.vlm.tokenizer.decode(words).strip() == "a </s> dog <image> <s> runs"
+
+
+def test_mirrored_pictures_do_not_depend_on_where_features_are_kept(fit: Runner) -> None:
+    settings = {"mirror": True, "cache_features": "on"}
+    fit("before", sample=8, max_steps=1, cache_features="on")  # its pictures come first in the cache
+    shared = curve(fit("shared", **settings))
+    assert shared == pytest.approx(curve(fit("live", mirror=True, cache_features="off")), rel=1e-3)
+    assert shared != pytest.approx(curve(fit("plain", cache_features="on")), rel=1e-3)
+
+
+def test_a_caption_longer_than_the_positions_is_refused(fit: Runner) -> None:
+    with pytest.raises(ValueError, match="--max-length 10000 is beyond the decoder's positions"):
+        fit("long", max_length=10_000)

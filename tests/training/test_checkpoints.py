@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from toy import ToyConfig, ToyTask, train_toy
 
 from limner.runs import Run, Status, send_command
@@ -176,3 +177,15 @@ def _last_losses(folder: Path) -> dict[int, float]:
 
 def _model_hash(folder: Path) -> str:
     return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_safetensors_own_error_of_a_full_disk_pauses_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its I/O errors are no OSError, and hold the system's number only in their text."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError) as error:
+        save(CheckpointManager(tmp_path, "cider", "max", keep=2), 1)
+    assert error.value.errno == errno.ENOSPC

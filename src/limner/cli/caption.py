@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.caption import CaptionConfig
 
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
 
     keep_freed_memory()
     captioner = load_captioner(
-        config.model,
+        model_named(config.model, config.runs_dir),
         device=config.device,
         precision=config.precision,
         quantize=config.quantize,
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
     )
     bad: list[str] = []
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name comes out as the bytes that it is
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be bytes that are no text
     for batch in _batches(_pictures(sources, bad), config.batch_size):
         captions = _describe(captioner, [image for _, image in batch], config)
         for (name, _), caption in zip(batch, captions, strict=True):
@@ -102,7 +103,7 @@ def _sources(config: CaptionConfig) -> Iterator[str]:
         elif given == "-" or Path(given).is_file():
             yield given
         elif Path(given).is_dir():
-            found = sorted(path for path in Path(given).rglob("*") if path.suffix.lower() in EXTENSIONS)
+            found = sorted(p for p in Path(given).rglob("*") if p.suffix.lower() in EXTENSIONS and not p.is_dir())
             if not found:
                 raise FileNotFoundError(f"The folder {given} holds no pictures.")
             yield from map(str, found)

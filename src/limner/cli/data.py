@@ -88,7 +88,7 @@ def _prepare(argv: list[str]) -> int:
         config.cache_dir,
         image_column=config.image_column,
         caption_column=config.caption_column,
-        say=lambda text: console.print(text, markup=False),
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
     for name in expand(config.names):
         repository = repository_of(name)

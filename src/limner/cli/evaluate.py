@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from limner import __version__
+from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.evaluate import EvaluateConfig
 
@@ -224,27 +225,13 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 def _open(config: EvaluateConfig, model: str) -> Describes:
     from limner.evaluation.any_captioner import open_captioner
 
-    path = _resolve(model, config.runs_dir)
+    path = model_named(model, config.runs_dir)
     if _is_checkpoint(path):
         return _open_checkpoint(Path(path), config)
     revision = config.revision if path == model else None
     return open_captioner(
         path, config.device, config.precision, config.quantize, threads=config.threads, revision=revision
     )
-
-
-def _resolve(model: str, runs_dir: Path) -> str:
-    """A run's name or folder becomes its finished model; everything else stays as it is."""
-    for path in (Path(model), runs_dir / model):
-        if (path / "events.jsonl").is_file():
-            if not (path / "model").is_dir():
-                raise FileNotFoundError(
-                    f"The run {path} has no finished model yet; name one of its checkpoints: {path}/checkpoints/..."
-                )
-            return str(path / "model")
-        if path.is_dir():
-            return str(path)
-    return model
 
 
 def _is_checkpoint(path: str) -> bool:
@@ -327,7 +314,7 @@ def _facts(config: EvaluateConfig, models: list[str], num_records: int) -> dict[
 
     from limner.evaluation.any_captioner import fingerprint
 
-    paths = [_resolve(model, config.runs_dir) for model in models]
+    paths = [model_named(model, config.runs_dir) for model in models]
     return {
         "models": models,
         "fingerprints": [fingerprint(path, config.revision) for path in paths],

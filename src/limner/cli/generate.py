@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.generate import GenerateConfig
-from limner.runs import Run
 
 if TYPE_CHECKING:
     from limner.decoding import Decoder, StepModel
@@ -63,7 +63,7 @@ def _load(config: GenerateConfig) -> tuple[Any, Tokenizer, int | None, Any]:
     from limner.models.hub import load_stock
     from limner.tokenizer import get_tokenizer
 
-    folder = _folder(config)
+    folder = model_named(config.model, config.runs_dir)
     choice = choose(config.device, config.precision, config.threads)
     try:
         stock_config = load_stock(AutoConfig, folder, "language model")
@@ -80,22 +80,6 @@ def _load(config: GenerateConfig) -> tuple[Any, Tokenizer, int | None, Any]:
     tokenizer = get_tokenizer(folder)
     context = getattr(stock_config, "max_position_embeddings", None)
     return lm.to(choice.device, choice.dtype).eval(), tokenizer, context, choice.device
-
-
-def _folder(config: GenerateConfig) -> str:
-    """The model that is meant: a folder with a config, a run's finished model, else a hub id."""
-    for path in (Path(config.model), Path(config.runs_dir) / config.model):
-        if (path / "model" / "config.json").is_file():
-            return str(path / "model")
-        if (path / "events.jsonl").is_file():
-            state = Run(path).state()
-            next_step = "tail" if state.status.active else "resume"
-            raise ValueError(
-                f"The run {path} is {state.status} and has no finished model yet; try `limner runs {next_step}`."
-            )
-        if path.is_dir():
-            return str(path)
-    return config.model
 
 
 def _stream(decoder: Decoder[Any], model: StepModel, inputs: Any, tokenizer: Tokenizer) -> int:

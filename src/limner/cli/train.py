@@ -102,7 +102,11 @@ def subject(config: TrainConfig) -> str:
 def _finish(result: Result, config: TrainConfig, say: Callable[[str], None]) -> None:
     model = result.run.model_path
     if config.save_dir is not None:
-        shutil.copytree(model, config.save_dir, dirs_exist_ok=True)
+        try:
+            shutil.copytree(model, config.save_dir, dirs_exist_ok=True)
+        except OSError as error:  # a list of everything that could not be copied
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+            raise OSError(f"The model is at {model}; copying it to {config.save_dir} failed: {reason}") from error
         model = config.save_dir
         say(f"Copied to {model}.")
     say(f"Try it: limner caption {model} PICTURE...")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Threads = Annotated[int | None, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Config(BaseModel):
     """Settings of one verb. Unknown fields are refused: a setting that would be ignored is an error."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
@@ -30,13 +37,13 @@ class RunConfig(Config):
     """Continue this run (a name or a folder) from its latest checkpoint, exactly where it stood."""
     force_new: bool = False
     """Start over beside an unfinished run of the same name instead of resuming it."""
-    seed: int = 42
+    seed: Seed = 42
     """Seeds weights, order, dropout and sampling: the same seed on the same machine gives the same run."""
     device: Device = "auto"
     """Where to compute: auto takes CUDA, else MPS, else the CPU."""
     precision: Precision = "auto"
     """Number format of the computation: auto takes bf16 where this machine is measurably faster in it."""
-    threads: int | None = None
+    threads: Threads = None
     """CPU threads; unset: one for each physical core."""
 
 

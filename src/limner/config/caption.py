@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
 
-from limner.config.base import Config, Device, Precision
+from limner.config.base import Config, Device, Precision, Threads
 
 
 class CaptionConfig(Config):
     """Put pictures into words: one line a picture, its path, a tab, its caption."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A model directory, or a hub id."""
+    """A model directory, a run, or a hub id."""
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Picture files, folders of pictures, glob patterns, - for a picture on standard input, or addresses."""
+    runs_dir: Path = Path("runs")
+    """Where runs are looked for by their names."""
     allow_urls: bool = False
     """Fetch pictures from http and https addresses."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -40,7 +43,7 @@ class CaptionConfig(Config):
     """Number format: auto is fp32, which says what stock runtimes say; bf16 is faster on machines made for it."""
     quantize: Literal["int8"] | None = None
     """Keep the language model's weights in 8 bits: faster, at a small loss."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: Threads = None
     """CPU threads; unset: one for each physical core."""
     revision: str | None = None
     """The revision of a hub id."""

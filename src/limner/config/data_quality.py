@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from limner.config.base import Config, Device
+from limner.config.base import Config, Device, Seed
 
 Action = Literal["broken", "duplicate", "leak", "short", "long", "repeated", "opening", "spacing"]
 
@@ -24,7 +24,7 @@ class _OneSet(Config):
     """The column that holds the caption or captions; unset: found by its name."""
     cache_dir: Path = Path("cache")
     """Where downloaded data is kept."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the splits, where the data set names none."""
 
 

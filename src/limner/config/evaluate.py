@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from limner.config.base import Config, Device, Precision
+from limner.config.base import Config, Device, Precision, Seed, Threads
 
 
 class EvaluateConfig(Config):
@@ -59,7 +59,7 @@ class EvaluateConfig(Config):
     """Where runs are looked for by their names."""
     revision: str | None = None
     """The revision of a hub id."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the sample, the bootstrap and the controls."""
     device: Device = "auto"
     """Where to compute: auto takes CUDA, else MPS, else the CPU."""
@@ -67,7 +67,7 @@ class EvaluateConfig(Config):
     """Number format: auto is fp32, in which the words are those of stock runtimes."""
     quantize: Literal["int8"] | None = None
     """Keep the language model's weights in 8 bits."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: Threads = None
     """CPU threads; unset: one for each physical core."""
 
     @model_validator(mode="after")

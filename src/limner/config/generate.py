@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 from pydantic import Field, model_validator
 
-from limner.config.base import Config, Device, Precision
+from limner.config.base import Config, Device, Precision, Seed, Threads
 
 
 class GenerateConfig(Config):
@@ -31,7 +32,7 @@ class GenerateConfig(Config):
     """Tokens to generate at most."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """End as soon as this string has been said; may be given several times."""
-    seed: int = 42
+    seed: Seed = 42
     """The same seed, prompt and settings give the same text."""
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object at the end: the text, and each token with its log-probability."""
@@ -39,9 +40,9 @@ class GenerateConfig(Config):
     """Where to compute: auto takes CUDA, else MPS, else the CPU."""
     precision: Precision = "fp32"
     """Number format of the weights; auto takes bf16 where this machine is measurably faster in it."""
-    threads: int | None = None
+    threads: Threads = None
     """CPU threads; unset: one for each physical core."""
-    runs_dir: str = "runs"
+    runs_dir: Path = Path("runs")
     """Where a run is looked for by name."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from limner.config.base import Config
+from limner.config.base import Config, Seed
 
 
 class ReviewConfig(Config):
@@ -34,5 +34,5 @@ class ReviewConfig(Config):
     """The column that holds the caption or captions; unset: found by its name."""
     cache_dir: Path = Path("cache")
     """Where downloaded data is kept."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the sample, and of the splits where the data set names none."""

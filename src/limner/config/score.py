@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from limner.config.base import Config
+from limner.config.base import Config, Seed
 
 
 class ScoreConfig(Config):
@@ -31,5 +31,5 @@ class ScoreConfig(Config):
     """Which METEOR: auto takes METEOR 1.5 where Java is, else NLTK's; the output says which."""
     spice: bool = False
     """Also SPICE, where Java and its models are; slow."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the bootstrap, and of the shuffling and drawing in the controls."""

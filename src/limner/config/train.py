@@ -201,6 +201,10 @@ class TrainConfig(TrainSettings):
         if self.base_model:
             brought = "feature_extractor_model", "vision_feature_layer", "image_tokens", "projection_type"
             self._refuse_set("is what --base-model brings of its own", *brought)
+        if self.preset and self.encoder_model and self.decoder_model:
+            raise ValueError(f"--preset {self.preset} names models, and yours are named already; leave it out.")
+        if self.freeze_vision and not self.unfreeze_vision_layers:
+            self._refuse_set("is of an encoder's layers that train (--unfreeze-vision-layers)", "vision_lr")
         if not self.lora:
             self._refuse_set("shapes the adapters that --no-lora does without", *_ADAPTER)
         if self.augment:
@@ -253,7 +257,8 @@ class TrainConfig(TrainSettings):
         A name that is a path on this machine is a person's own folder.
         """
         preset = self.preset
-        if self.base_model or (preset is None and self.encoder_model and self.decoder_model):
+        if self.base_model or (self.encoder_model and self.decoder_model):
+            self._refuse_set("is for parts that begin from random weights, and none does here", "scratch_lr")
             return self
         if preset is None:
             own = all(Path(name).exists() for name in self.dataset) or set(self.dataset) <= {"scenes"}

@@ -71,6 +71,8 @@ class ImageCaptionDataset(Sequence[Record]):
                 for manifest in manifests
                 for picture in self._from_manifest(manifest, image_column, caption_column, skip_bad_images)
             ]
+            if self.path.is_dir():
+                self._tell_what_no_manifest_names(found, manifests)
         elif shards := _shards(self.path):
             samples, without = webdataset_samples(shards)
             found = [Found(image, image.member, entry) for image, entry in samples]
@@ -133,6 +135,20 @@ class ImageCaptionDataset(Sequence[Record]):
             self._remark("picture is", "pictures are", "missing and left out", names)
         return found
 
+    def _tell_what_no_manifest_names(self, found: Sequence[Found], manifests: Sequence[Path]) -> None:
+        named = {picture.image for picture in found if isinstance(picture.image, Path)}
+        below = sorted(file for file in self.path.rglob("*") if file.is_file() and file not in named)
+        without = [file for file in below if file.suffix.lower() in EXTENSIONS]
+        sidecars = [file for file in below if file.suffix == ".txt" and file not in manifests]
+        others = [file for file in _candidates(self.path) if file not in manifests]
+        for files, one, many, what in (
+            (without, "picture is", "pictures are", "not in the manifest and is left out"),
+            (sidecars, "text is", "texts are", "not read, since a manifest is there"),
+            (others, "other manifest is", "other manifests are", "not read"),
+        ):
+            if files:
+                self._remark(one, many, what, [str(file.relative_to(self.path)) for file in files])
+
     def _from_sidecars(self) -> Iterator[Found]:
         bare, used = [], set()
         for picture in sorted(p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()):
@@ -144,6 +160,8 @@ class ImageCaptionDataset(Sequence[Record]):
                 bare.append(image_id)
                 continue
             used.add(sidecar)
+            for file in (picture, sidecar):
+                refuse_leading_out(file, self.path.resolve(), str(self.path))
             try:
                 text = sidecar.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
@@ -159,13 +177,19 @@ class ImageCaptionDataset(Sequence[Record]):
                     'beside name.jpg (one caption a line), or a captions.json of the form {"name.jpg": "caption"}.'
                 )
             self._remark("picture has", "pictures have", "no .txt beside it and is left out", bare)
+        alone = [str(file.relative_to(self.path)) for file in sorted(self.path.rglob("*.txt")) if file not in used]
+        if alone:
+            self._remark("text has", "texts have", "no picture beside it and is left out", alone)
 
     def _merge(self, found: Iterable[Found], skip_bad_images: bool) -> list[Record]:
         """One record a picture, its captions in the order in which they were found."""
         records: dict[str, Record] = {}
         empty: dict[str, None] = {}
         for picture in found:
-            split = split_name(picture.entry.split) if picture.entry.split else None
+            try:
+                split = split_name(picture.entry.split) if picture.entry.split else None
+            except ValueError as error:
+                raise ValueError(f"{picture.entry.where}: {error}") from error
             record = records.setdefault(picture.image_id, Record(picture.image, [], picture.image_id, split))
             if record.split != split:
                 raise ValueError(f"{picture.entry.where}: {picture.image_id} stands in two splits; keep it in one.")
@@ -188,6 +212,12 @@ class ImageCaptionDataset(Sequence[Record]):
 
     def _remark(self, one: str, many: str, what: str, names: Sequence[str]) -> None:
         self.remarks.append(f"{self.path}: {_counted(names, one, many)} {what}: {_listed(names)}.")
+
+
+def refuse_leading_out(path: Path, root: Path, where: str) -> None:
+    """Raises ValueError where a file is a symbolic link out of the resolved folder ``root``."""
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(f"{where}: '{path.name}' is a symbolic link out of {root}; copy the file in.")
 
 
 class _Locator:
@@ -216,11 +246,12 @@ class _Locator:
                 "folder, and below it."
             )
         path = self.root / relative
-        if path.is_file():
-            if not path.resolve().is_relative_to(self._resolved):
-                raise ValueError(
-                    f"{entry.where}: '{entry.file}' is a symbolic link out of {self.root}; copy the picture in."
-                )
+        try:
+            there = path.is_file()
+        except OSError as error:  # a name longer than any file's
+            raise ValueError(f"{entry.where}: '{entry.file[:50]}...' is no file: {error.strerror}.") from error
+        if there:
+            refuse_leading_out(path, self._resolved, entry.where)
             return path
         return self._member(str(relative))
 
@@ -251,9 +282,7 @@ def _manifests(path: Path) -> list[Path]:
         ]
         if metadata:
             return metadata
-    candidates = sorted(
-        file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name not in _NOT_MANIFESTS
-    )
+    candidates = _candidates(path)
     usual = [file for file in candidates if file.stem.lower() in _USUAL_NAMES]
     chosen = usual or candidates
     if len(chosen) > 1:
@@ -262,6 +291,13 @@ def _manifests(path: Path) -> list[Path]:
             f"{path} holds {len(chosen)} manifests ({names}); name the one you mean instead of the folder."
         )
     return chosen
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The files of a folder that could be manifests."""
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.name not in _NOT_MANIFESTS
+    )
 
 
 def _shards(path: Path) -> list[Path]:

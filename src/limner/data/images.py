@@ -100,7 +100,8 @@ def load_image(
     if width * height == 0:
         raise ValueError(f"{name} has no pixels ({width} x {height}).")
     try:
-        if draft_size is not None:
+        # Only of JPEGs: to ask a PNG for its orientation decodes it, and a second look finds nothing amiss.
+        if draft_size is not None and image.format in ("JPEG", "MPO"):
             turned = _orientation(image) >= 5  # stored lying on its side
             image.draft("RGB", (draft_size[0], draft_size[1]) if turned else (draft_size[1], draft_size[0]))
         image.load()

@@ -122,7 +122,7 @@ class _Object(dict[str, Any]):
 def _json(text: str, path: Path) -> Any:
     try:
         data = json.loads(text, object_pairs_hook=_Object)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(data, (_Object, list)):
         raise ManifestError(f"{path}: expected an object or a list, got {type(data).__name__}.")
@@ -145,7 +145,7 @@ def _json_lines(text: str, path: Path) -> Iterable[tuple[Any, str]]:
             where = f"{path}, line {number}"
             try:
                 yield json.loads(line), where
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ManifestError(f"{where} is not valid JSON ({error}).") from error
 
 

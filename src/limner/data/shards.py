@@ -103,13 +103,16 @@ def webdataset_samples(shards: list[Path]) -> tuple[list[tuple[TarImage, Entry]]
 def _captions(parts: dict[str, TarImage]) -> list[str]:
     for extension in ("txt", "caption", "cap"):
         if extension in parts:
-            text = parts[extension].read().decode("utf-8-sig")
-            return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+            try:
+                text = parts[extension].read().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ManifestError(f"{parts[extension].name} is not UTF-8 text (byte {error.start}).") from error
+            return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
     if "json" in parts:
         name = parts["json"].name
         try:
             row = json.loads(parts["json"].read())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{name} is not valid JSON ({error}).") from error
         return captions_of(row, None, name)
     return []

@@ -179,11 +179,14 @@ class Captioner:
         config: Any = self.vlm.generation_config
         samples = bool(settings.get("temperature"))
         beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
-        known = {
+        known: dict[str, Any] = {
             "max_new_tokens": config.max_new_tokens or 30,
             "suppress_tokens": tuple(config.suppress_tokens or ()),
             "tokenizer": self.tokenizer,
         } | settings
+        room, longest = self.vlm.room_for_caption, known["max_new_tokens"]
+        if room is not None and longest > room:
+            raise ValueError(f"The model has positions for captions of {room} tokens, and {longest} are asked for.")
         if samples and beams > 1:
             raise ValueError("Sampling within beam search is not offered; leave out temperature or num_beams.")
         if beams > 1:
@@ -223,6 +226,8 @@ def load_captioner(
         OSError: a hub id cannot be had.
         ValueError: not a captioner; weights are missing; the device or precision is not to be had here.
     """
+    if revision is not None and Path(model).is_dir():
+        raise ValueError(f"A revision is of a hub id, and {model} is a folder; leave it out.")
     choice = choose(device, "fp32" if precision == "auto" else precision, threads)
     folder = local_folder(model, "captioner", revision, cache_dir)
     vlm = read_captioner(folder)

@@ -163,6 +163,12 @@ class PrefixConditioningVLM(nn.Module):
         """P, or P + 1 with BOS."""
         return self.num_prefix_tokens + (self.bos_id is not None)
 
+    @property
+    def room_for_caption(self) -> int | None:
+        """The most tokens that the language model has positions for behind the prompt; None: it does not say."""
+        positions = getattr(self.language_model.config, "max_position_embeddings", None)
+        return None if positions is None else positions - self.num_prompt_tokens
+
     # ---- from prompt to logits ---------------------------------------------------------------------------------
 
     def hidden_states(

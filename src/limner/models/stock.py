@@ -276,7 +276,7 @@ def load_adapter(vlm: PrefixConditioningVLM, folder: str | Path) -> None:
         ValueError: the adapter is for another model.
     """
     _require(Path(folder), ("adapter_config.json", "adapter_model.safetensors", "projection.safetensors"))
-    weights = load_file(Path(folder) / "projection.safetensors")
+    weights = _projection_weights(Path(folder))
     ours = vlm.projection.state_dict()
     if {name: tensor.shape for name, tensor in weights.items()} != {n: t.shape for n, t in ours.items()}:
         raise ValueError(f"The projection in {folder} is of another shape than this captioner's.")
@@ -340,6 +340,13 @@ def _read_llava(folder: Path) -> PrefixConditioningVLM:
     )
 
 
+def _projection_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / "projection.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'projection.safetensors'} cannot be read: {error}.") from error
+
+
 def _projection_of(llava: Any, folder: Path) -> ProjectionHead:
     theirs, act = llava.model.multi_modal_projector, llava.config.projector_hidden_act
     kinds: dict[str, Any] = {activation: kind for kind, activation in _ACTIVATION.items()}
@@ -366,7 +373,7 @@ def _read_parts(folder: Path) -> PrefixConditioningVLM:
     lm = load_stock(AutoModelForCausalLM, folder / "decoder", "decoder", dtype=torch.float32)
     words = load_stock(AutoTokenizer, folder / "decoder", "tokenizer")
     pixels = read_json(folder / "encoder" / "preprocessor_config.json")
-    weights = load_file(folder / "projection.safetensors")
+    weights = _projection_weights(folder)
     text_width, vision_width = weights["linear_1.weight"].shape
     projection = ProjectionHead(vision_width, text_width, settings["projection_type"])
     report: Any = projection.load_state_dict(weights, strict=False)

@@ -189,7 +189,7 @@ class FeatureInputs(Inputs):
         mirrored = self.looks.get("mirrored")
         if mirrored is not None and seed is not None:
             there = mirrored.rows[list(indices)]
-            turned = _every_other(self.rows[list(indices)], seed) & (there >= 0)
+            turned = _every_other(indices, seed) & (there >= 0)
             if turned.any():
                 features[torch.from_numpy(turned)] = mirrored.cache.read(there[turned])
         return features
@@ -205,9 +205,10 @@ class FeatureInputs(Inputs):
         return [self.cache.folder, *(folder for look in self.looks.values() for folder in look.remove())]
 
 
-def _every_other(rows: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) bool: which of a batch's pictures are mirrored; whatever stands beside them."""
-    return np.array([np.random.default_rng([seed, row]).random() < 0.5 for row in rows])
+def _every_other(indices: Sequence[int], seed: int) -> np.ndarray:
+    """(N,) bool: which of a batch's pictures, by their places in the split, are mirrored; whatever stands beside
+    them, and wherever they are kept."""
+    return np.array([np.random.default_rng([seed, index]).random() < 0.5 for index in indices])
 
 
 def pixel_inputs(
@@ -274,7 +275,7 @@ class PixelInputs(Inputs):
         pixels = self.settings.normalize(torch.from_numpy(arrays))  # (N, 3, H, W)
         if self.varied == "mirrored" and seed is not None:
             may = np.array([can_be_mirrored(self.records[row].captions) for row in rows])
-            turned = torch.from_numpy(_every_other(rows, seed) & may)
+            turned = torch.from_numpy(_every_other(indices, seed) & may)
             pixels[turned] = pixels[turned].flip(-1)
         return pixels
 

@@ -11,6 +11,7 @@ import torch
 
 from limner import device as hardware
 from limner.config.train import TrainConfig
+from limner.data.loading import check_images
 from limner.training.caption_inputs import Look, PixelInputs, feature_cache, other_looks
 from limner.training.caption_task import CaptionTask
 from limner.training.meter import peak_memory_mb
@@ -61,7 +62,9 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
 def _measure(task: CaptionTask, batch_size: int, cached: bool) -> tuple[float, float]:
     """Seconds to encode a picture, and of a micro-batch: forward, backward and its optimizer step."""
     few = task.records["train"][: STEPS * batch_size]
+    few = [few[index] for index in check_images(few, task.config.skip_bad_images)[0]]
     task.records = {"train": few, "validation": few[:1]}
+    task.say = lambda text: None  # of these few captions nothing is worth telling
     task.tokenize()
     rows = torch.arange(len(few)).numpy()
     task.inputs = {"train": PixelInputs(few, rows, task.pixels, None)}

@@ -161,6 +161,9 @@ class CaptionTask(Task):
                 raise ValueError(f"The {split} split is empty; give more pictures.")
         captions = [caption for record in self.records["train"] for caption in record.captions]
         self.vlm = self.build(config, captions, self.say)
+        room = self.vlm.room_for_caption
+        if room is not None and config.max_length > room:
+            raise ValueError(f"--max-length {config.max_length} is beyond the decoder's positions: {room} at most.")
         self.vlm.generation_config.num_beams = config.num_beams
         self.vlm.generation_config.max_new_tokens = config.max_length
         can, reason = expressible(self.vlm)
@@ -227,7 +230,11 @@ class CaptionTask(Task):
     def tokenize(self) -> None:
         """Token ids of every caption, and the epoch order that puts rows of like length together."""
         tokenizer, cut = self.vlm.tokenizer, 0
-        encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+
+        def encode(text: str) -> list[int]:
+            # A person may write "<s>"; those are letters, and no order to begin a text.
+            return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
         self.tokens: dict[str, list[list[list[int]]]] = {}
         for split, records in self.records.items():
             self.tokens[split] = []

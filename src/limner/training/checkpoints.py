@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,8 @@ class CheckpointManager:
         except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
             if "safetensor" in type(error).__name__.lower():  # its I/O errors are no OSError
-                raise OSError(f"{final.name} could not be written: {error}") from error
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else None, f"{final.name}: {error}") from error
             raise
         _sync(self.folder)
         self._prune()

@@ -18,7 +18,10 @@ try:
 except ImportError:  # no flock on this system: two trainers on one run are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
-FREE_FIELDS = frozenset({"runs_dir", "name", "resume", "force_new", "report_to", "log_every", "shard"})
+FREE_FIELDS = frozenset(
+    {"runs_dir", "name", "resume", "force_new", "report_to", "log_every", "shard"}
+    | {"debug", "save_dir", "prune_cache", "cache_dir"}
+)
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
 
 
@@ -52,6 +55,8 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
     existing = _existing(config)
     if existing is None:
         _refuse_others_checkpoints(config)
+        if config.name is not None:
+            check_name(config.name)
         name = config.name or _free_name(config.runs_dir, f"{verb}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
         if config.force_new:
             name = _free_name(config.runs_dir, name)

@@ -37,13 +37,13 @@ class Steering:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """While within, the first Ctrl-C or SIGTERM is a `stop`; a second Ctrl-C interrupts at once."""
+        """While within, the first Ctrl-C or SIGTERM is a `stop`; a second one interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def on_signal(number: int, frame: Any) -> None:
-            if self.interrupted and number == signal.SIGINT:
+            if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = self._signal_waiting = True
             self.trainer.journal.say("Stopping at the end of this step (press Ctrl-C again to give it up).")

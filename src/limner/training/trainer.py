@@ -327,10 +327,12 @@ class Trainer:
         progress = self.progress
         progress.nonfinite_in_a_row += 1
         what = f"a loss of {loss} and a gradient norm of {norm}"
+        message = f"Step {progress.step + 1} gave {what}; it was not applied."
+        self.journal.say(message)
         self.journal.event(
             "warning",
             kind="nonfinite",
-            message=f"Step {progress.step + 1} gave {what}; it was not applied.",
+            message=message,
             loss=loss,
             gradient_norm=norm,
             examples=[self.task.example_id(int(i)) for i in self.order.step_examples(progress.step)],
