@@ -51,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output (head, less) has left: not an error
         return 0
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # what Rich makes of it
+            return 0
+        raise
     except Exception as error:
         if debug:
             raise
