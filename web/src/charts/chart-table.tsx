@@ -1,4 +1,4 @@
-import { useEffect, useState } from "react";
+import { useEffect, useState, type KeyboardEvent, type Ref } from "react";
 import { formatDuration, formatInteger, formatValue } from "../format";
 import type { ChartModel } from "./chart";
 import type { PlotLine } from "./content";
@@ -12,10 +12,12 @@ interface Props {
   xName: string;
   timeOrigin: number | null;
   window: [number, number] | null;
+  ref: Ref<HTMLDivElement>;
+  onKeyDown: (event: KeyboardEvent) => void;
 }
 
 /** The chart in numbers: evenly chosen rows of what is in the window, and every one that is not finite. */
-export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
+export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKeyDown }: Props) {
   const [content, setContent] = useState(() => model.content());
   useEffect(() => {
     setContent(model.content());
@@ -37,7 +39,14 @@ export function ChartTable({ title, model, xName, timeOrigin, window }: Props) {
     (x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0,
   );
   return (
-    <div className="chart-table" tabIndex={0} role="region" aria-label={`${title} as a table`}>
+    <div
+      ref={ref}
+      className="chart-table"
+      tabIndex={0}
+      role="region"
+      aria-label={`${title} as a table`}
+      onKeyDown={onKeyDown}
+    >
       <table className="plain">
         <caption className="hidden">{`${title}: ${kept.length} of ${xs.length} points`}</caption>
         <thead>

@@ -51,7 +51,9 @@ export function Chart(props: Props) {
   const place = useRef<HTMLSpanElement>(null);
   const plot = useRef<PlotView | null>(null);
   const held = useRef({ model, window, onWindow: props.onWindow });
+  const region = useRef<HTMLDivElement>(null);
   const [table, setTable] = useState(false);
+  const turned = useRef(false);
   const scheme = useComputedColorScheme("light");
   const whole = xName !== "epoch";
   const settings = useMemo(
@@ -151,7 +153,21 @@ export function Chart(props: Props) {
     };
   }, [model, cursor, window, settings, scheme, table]);
 
+  // The focus follows from the plot into the table and back; the button between them keeps its own.
+  useEffect(() => {
+    if (turned.current) (table ? region : slider).current?.focus();
+    turned.current = false;
+  }, [table]);
+  const turn = (event: KeyboardEvent): void => {
+    if (event.key !== "t" || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    turned.current = true;
+    setTable(!table);
+  };
+
   const onKey = (event: KeyboardEvent): void => {
+    turn(event);
     const view = plot.current;
     if (!view || event.ctrlKey || event.metaKey || event.altKey) return;
     const actions: Record<string, () => void> = {
@@ -171,7 +187,6 @@ export function Chart(props: Props) {
       PageUp: () => view.panBy(-0.5),
       PageDown: () => view.panBy(0.5),
       l: () => props.onLogY?.(),
-      t: () => setTable(true),
     };
     const action = actions[event.key];
     if (!action) return;
@@ -229,7 +244,15 @@ export function Chart(props: Props) {
         <span className="status num" ref={status} />
       </div>
       {table ? (
-        <ChartTable title={title} model={model} xName={xName} timeOrigin={timeOrigin} window={window} />
+        <ChartTable
+          ref={region}
+          title={title}
+          model={model}
+          xName={xName}
+          timeOrigin={timeOrigin}
+          window={window}
+          onKeyDown={turn}
+        />
       ) : (
         <div
           ref={slider}
