@@ -1,0 +1,145 @@
+"""Runs that failed, crashed, diverged or are gone: the page fits the window, says why, and hides nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import Server, tab
+from playwright.sync_api import expect
+
+from limner.runs import EventWriter, create_run
+
+LINES = 120
+"""Lines in the log of the run that crashed, some of them wider than any window."""
+
+
+@pytest.fixture(scope="module")
+def troubled(server: Server) -> Iterator[Server]:
+    """A run that crashed, one that failed before its first step, one that diverged, two that are well."""
+    server.train("well", "--fake-steps", 60, "--fake-interval", 0.002, wait=True)
+    server.train("longer", "--fake-steps", 90, "--fake-interval", 0.002, wait=True)
+    server.train("broken", "--fake-steps", 60, "--fake-interval", 0.002, "--fake-crash-at", 45, wait=True)
+    lines = [f"line {number} {'wide ' * 80 * (number % 7 == 0)}" for number in range(1, LINES + 1)]
+    (server.runs / "broken" / "log.txt").write_text("\n".join(lines) + "\n")
+
+    writer = EventWriter(create_run(server.runs, "refused", "pretrain", {}).events_path)
+    writer.write("progress", 0, phase="starting", done=0, total=1, unit="")
+    names = ", ".join(f"corpus-{number}" for number in range(20))
+    writer.write("error", 0, message=f"There is no corpus 'nope'; choose one of {names}.", traceback="")
+
+    writer = EventWriter(create_run(server.runs, "diverged", "pretrain", {}).events_path)
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=40)
+    for step in range(1, 41):
+        writer.write("metrics", step, loss=5.0 if step < 20 else float("nan"), tokens=16 * step, epoch=step / 100)
+    writer.write("complete", 40, reason="completed", metrics={}, interrupted=False)
+    yield server
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("run", ["broken", "refused"])
+def test_a_broken_run_fits_the_window(chromium: Any, troubled: Server, run: str, width: int) -> None:
+    with tab(chromium, troubled) as page:
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{troubled.url}/runs/{run}")
+        expect(page.get_by_role("alert")).to_be_visible()
+        if run == "broken":
+            expect(page.locator(".tail")).to_contain_text(f"line {LINES}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for button in page.locator(".actions button").all():
+            box = button.bounding_box()
+            assert box["x"] + box["width"] <= width
+
+
+def test_the_log_s_last_lines_are_the_last(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/broken")
+    expect(page.locator(".tail")).to_contain_text(f"line {LINES}")
+    page.wait_for_function(
+        "() => { const {scrollTop, scrollHeight, clientHeight} = document.querySelector('.tail');"
+        " return scrollTop > 0 && scrollTop + clientHeight >= scrollHeight - 2; }",
+        timeout=5_000,
+    )
+
+
+def test_a_failed_run_is_over(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/refused")
+    expect(page.get_by_text("It ended before its first step.")).to_be_visible(timeout=5_000)
+    expect(page.get_by_text("0 of 1")).to_have_count(0)
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("corpus-19. There is no checkpoint")
+    again = page.get_by_role("button", name="Try again")
+    expect(again).to_have_attribute("data-variant", "default")
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
+def focused(page: Any) -> str:
+    """The name of what has the focus."""
+    return page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.innerText.trim()")
+
+
+def test_steering_keeps_the_focus(page: Any, troubled: Server) -> None:
+    troubled.train("held", "--fake-steps", 100_000, "--fake-interval", 0.05)
+    page.goto(f"{troubled.url}/runs/held")
+    pill = page.locator(".run-header .pill")
+    for name, status in (("Pause", "paused"), ("Resume", "running"), ("Stop and save", "stopped")):
+        page.get_by_role("button", name=name, exact=True).focus()
+        page.keyboard.press("Enter")
+        expect(pill).to_have_text(status)
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_disabled()
+        assert focused(page) == name
+    page.get_by_role("button", name="Resume", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(pill).to_have_text("running")
+    page.get_by_role("button", name="Kill", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Kill").focus()
+    page.keyboard.press("Enter")
+    expect(pill).to_have_text("crashed")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert focused(page) == "Kill"
+
+
+def test_t_turns_a_chart_into_a_table_and_back(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/well")
+    page.locator("[data-chart=loss] [role=slider]").focus()
+    page.keyboard.press("t")
+    expect(page.locator("[data-chart=loss] .chart-table")).to_be_focused(timeout=5_000)
+    page.keyboard.press("t")
+    expect(page.locator("[data-chart=loss] [role=slider]")).to_be_focused(timeout=5_000)
+
+
+def test_a_deleted_row_hands_the_focus_to_its_neighbour(page: Any, troubled: Server) -> None:
+    for name in ("spare-1", "spare-2"):
+        troubled.train(name, "--fake-steps", 4, "--fake-interval", 0.001, wait=True)
+    page.goto(f"{troubled.url}/?q=spare")
+    rows = page.locator("a.name")
+    expect(rows).to_have_count(2)
+    doomed, kept = rows.all_inner_texts()
+    for answer in ("Keep it", re.compile("^Delete")):
+        page.get_by_role("button", name=f"More for {doomed}").focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("menuitem", name="Delete").press("Enter")
+        page.get_by_role("dialog").get_by_role("button", name=answer).press("Enter")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        if answer == "Keep it":
+            expect(page.get_by_role("button", name=f"More for {doomed}")).to_be_focused(timeout=5_000)
+    expect(rows).to_have_count(1)
+    assert focused(page) == kept
+
+
+def test_the_list_fits_a_telephone(chromium: Any, troubled: Server) -> None:
+    with tab(chromium, troubled) as page:
+        page.set_viewport_size({"width": 375, "height": 812})
+        page.goto(f"{troubled.url}/?q=pretrain")
+        row = page.locator("tr", has_text="refused")
+        more = page.get_by_role("button", name="More for refused")
+        card = page.locator(".runs-card").bounding_box()
+        box = more.bounding_box()
+        assert box["x"] + box["width"] <= card["x"] + card["width"] <= 375
+        assert page.evaluate("document.querySelector('.runs-card').scrollWidth <= 375")
+        assert row.locator(".detail").evaluate("element => element.scrollWidth <= element.clientWidth")
+        expect(page.locator("tr", has_text="well").get_by_text(re.compile(r"^loss \d"))).to_be_visible(timeout=5_000)
+        expect(page.locator("tr", has_text="diverged").get_by_text("loss NaN")).to_be_visible()
+        more.click()
+        expect(page.get_by_role("menuitem", name="Tags and note")).to_be_visible()
