@@ -143,3 +143,60 @@ def test_the_list_fits_a_telephone(chromium: Any, troubled: Server) -> None:
         expect(page.locator("tr", has_text="diverged").get_by_text("loss NaN")).to_be_visible()
         more.click()
         expect(page.get_by_role("menuitem", name="Tags and note")).to_be_visible()
+
+
+def test_a_deleted_run_is_left_out_of_a_comparison(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/?choose=well,gone")
+    expect(page.get_by_label("Choose well for comparing")).to_be_checked()
+    expect(page.get_by_role("button", name="Compare")).to_be_disabled(timeout=5_000)
+    page.goto(f"{troubled.url}/compare?runs=well,gone,longer")
+    expect(page.locator(".compared li")).to_contain_text(["well", "longer", "gone is not shown"], timeout=5_000)
+    expect(page.locator("[data-chart=loss-delta]")).to_be_visible()
+    page.get_by_role("button", name="Leave out gone").click()
+    expect(page.locator(".compared li")).to_have_count(2)
+    assert "gone" not in page.url
+
+    page.get_by_role("button", name="Make longer the baseline").click()
+    expect(page.locator("[data-chart=loss-delta] h3")).to_contain_text("difference from longer")
+
+
+def test_more_runs_than_colours_are_told(page: Any, troubled: Server) -> None:
+    names = ["well", "longer", "diverged", "broken", "refused", "gone-1", "gone-2", "gone-3", "gone-4"]
+    page.goto(f"{troubled.url}/compare?runs={','.join(names)}")
+    expect(page.get_by_text("8 of 9 runs are shown")).to_contain_text("gone-4", timeout=5_000)
+
+
+def test_a_server_that_goes_takes_no_curves_along(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/compare?runs=well,longer")
+    expect(page.locator("[data-chart=loss]")).to_be_visible()
+    page.route("**/api/runs/**", lambda route: route.abort())
+    page.wait_for_timeout(1_100)  # what came is no longer fresh
+    page.evaluate("dispatchEvent(new Event('visibilitychange'))")  # looked at again: everything is asked anew
+    expect(page.locator(".compared .missing").first).to_contain_text("may be out of date", timeout=20_000)
+    expect(page.locator("[data-chart=loss]")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_difference_from_a_diverged_run_is_no_number(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/compare?runs=well,diverged")
+    values = page.locator("[data-chart=loss-delta] .legend b")
+    expect(values).to_have_text("NaN at 40", timeout=5_000)
+    page.goto(f"{troubled.url}/compare?runs=longer,well")
+    expect(page.locator("[data-chart=loss] .legend")).to_contain_text(re.compile(r"well · training\s+\d\.\d+ at 60"))
+
+
+def test_one_smoothing_for_all_views(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/well")
+    expect(page.locator("[data-chart=loss] header")).to_contain_text("smoothed", timeout=5_000)
+    value = page.locator("[data-chart=loss] .legend b").first
+    page.get_by_role("slider", name="Smoothing").focus()
+    page.keyboard.press("End")
+    expect(page).to_have_url(re.compile("smooth=0.99"))
+    page.wait_for_timeout(500)
+    shown = value.inner_text()
+    page.goto(f"{troubled.url}/compare?runs=well")
+    expect(page.get_by_role("slider", name="Smoothing")).to_have_attribute("aria-valuenow", "0.99")
+    expect(value).to_have_text(shown)
+    page.get_by_role("slider", name="Smoothing").focus()
+    page.keyboard.press("Home")
+    expect(page.locator("[data-chart=loss] header")).not_to_contain_text("smoothed")

@@ -5,7 +5,7 @@ import { formatInteger, formatValue } from "../format";
 import { cancelFrame, onFrame } from "../live/frame";
 import { Icon } from "../ui/icons";
 import type { Cursor } from "./cursor";
-import type { PlotContent, PlotSettings } from "./content";
+import type { PlotContent, PlotLine, PlotSettings } from "./content";
 import { PlotView } from "./plot";
 import { ChartTable } from "./chart-table";
 import "uplot/dist/uPlot.min.css";
@@ -28,6 +28,8 @@ interface Props {
   id: string;
   title: string;
   unit: string;
+  /** How much the values of the smoothed lines are smoothed; absent where none is. */
+  smoothing?: number | undefined;
   legend: { label: string; color: string }[];
   model: ChartModel;
   cursor: Cursor;
@@ -72,7 +74,7 @@ export function Chart(props: Props) {
     view.content.lines.forEach((line, index) => {
       const { shown, raw } =
         at === null ? { shown: null, raw: null } : x === null ? lastValue(line) : view.valueAt(line, at);
-      const text = formatValue(shown);
+      const text = formatValue(shown) + (x === null ? early(line, view) : "");
       const element = values.current[index];
       if (element) {
         element.textContent = text;
@@ -201,6 +203,11 @@ export function Chart(props: Props) {
         <h3>
           {title} {unit && <span className="dim unit">{unit}</span>}
         </h3>
+        {props.smoothing !== undefined && props.smoothing > 0 && (
+          <span className="dim unit" title={`${props.smoothing} of the average before is kept at each step`}>
+            smoothed
+          </span>
+        )}
         <span className="place num" ref={place} />
         <div className="tools">
           {props.onLogY && (
@@ -290,7 +297,15 @@ function walk(view: PlotView, cursor: Cursor, model: ChartModel, by: number): vo
   cursor.hold(model.stepAt(stops[Number.isFinite(next) ? next : 0] as number));
 }
 
-function lastValue(line: PlotContent["lines"][number]): { shown: number | null; raw: number | null } {
+/** Where a line ends well before the axis does; a sparse one always ends a little before. */
+function early(line: PlotLine, view: PlotView): string {
+  const end = line.parts.at(-1)?.raw.x.at(-1);
+  const { range } = view.content;
+  if (line.dots || end === undefined || !range) return "";
+  return range[1] - end > (range[1] - range[0]) / 50 ? ` at ${view.formatX(end)}` : "";
+}
+
+function lastValue(line: PlotLine): { shown: number | null; raw: number | null } {
   const part = line.parts.at(-1);
   const raw = part?.raw.y.at(-1) ?? null;
   const mark = part?.marks.at(-1);

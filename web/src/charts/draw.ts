@@ -211,9 +211,11 @@ export function drawStarts(canvas: Canvas, starts: PlotContent["starts"]): void 
   const { ctx, ratio } = canvas;
   ctx.font = `${10 * ratio}px ${canvas.font}`;
   ctx.textAlign = "left";
-  for (const { x, label } of starts) {
+  const [right, gap] = [canvas.left + canvas.width, 4 * ratio];
+  let free = right;
+  for (const { x, label } of starts.toSorted((a, b) => b.x - a.x)) {
     const px = Math.round(canvas.x(x)) + 0.5;
-    if (px < canvas.left || px > canvas.left + canvas.width) continue;
+    if (px < canvas.left || px > right) continue;
     ctx.strokeStyle = canvas.color("--accent");
     ctx.lineWidth = ratio;
     ctx.setLineDash([5 * ratio, 3 * ratio]);
@@ -223,7 +225,11 @@ export function drawStarts(canvas: Canvas, starts: PlotContent["starts"]): void 
     ctx.stroke();
     ctx.setLineDash([]);
     ctx.fillStyle = canvas.color("--accent-ink");
-    ctx.fillText(label, px + 4 * ratio, canvas.top + canvas.height - 5 * ratio);
+    const width = ctx.measureText(label).width;
+    const left = px + gap + width > right ? px - gap - width : px + gap;
+    if (left + width > free) continue; // the name of a later attempt stands there
+    ctx.fillText(label, left, canvas.top + canvas.height - 5 * ratio);
+    free = left - gap;
   }
 }
 

@@ -44,6 +44,7 @@ export function Warnings() {
           <strong>Paused at step {formatInteger(paused.step)}.</strong> {paused.reason}
         </div>
       )}
+      {count > 0 && !newest && <div className="notice">…</div>}
       {newest && (
         <div className="notice">
           <strong>{count === 1 ? "A warning" : `${formatInteger(count)} warnings, the last`}</strong>
