@@ -200,3 +200,51 @@ def test_one_smoothing_for_all_views(page: Any, troubled: Server) -> None:
     page.get_by_role("slider", name="Smoothing").focus()
     page.keyboard.press("Home")
     expect(page.locator("[data-chart=loss] header")).not_to_contain_text("smoothed")
+
+
+def test_a_run_that_is_not_there_yet_may_come(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/late")
+    expect(page.get_by_role("heading", name="There is no run late")).to_be_visible()
+    troubled.train("late", "--fake-steps", 10, "--fake-interval", 0.002, wait=True)
+    expect(page.locator("[data-chart=loss]")).to_be_visible(timeout=10_000)
+
+
+def test_a_checkpoint_that_was_asked_for_is_told(page: Any, troubled: Server) -> None:
+    troubled.train("at-it", "--fake-steps", 100_000, "--fake-interval", 0.05)
+    page.goto(f"{troubled.url}/runs/at-it")
+    page.get_by_role("button", name="Checkpoint", exact=True).click()
+    expect(page.locator(".toast", has_text="saved")).to_have_text(re.compile(r"Checkpoint of step \d+ saved\."))
+    troubled.ask("POST", "/api/runs/at-it/kill")
+
+
+def test_a_warning_names_its_step_once(page: Any, troubled: Server) -> None:
+    writer = EventWriter(create_run(troubled.runs, "warned", "pretrain", {}).events_path)
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=5)
+    writer.write("metrics", 1, loss=1.0)
+    writer.write("warning", 1, kind="nonfinite", message="Step 2 gave a loss of nan; it was not applied.")
+    writer.write("complete", 5, reason="completed", metrics={}, interrupted=False)
+    page.goto(f"{troubled.url}/runs/warned")
+    expect(page.locator(".notice")).to_have_text("A warning: Step 2 gave a loss of nan; it was not applied.")
+
+
+@pytest.mark.parametrize("run", ["well", "warned"])
+def test_nothing_shifts_while_a_run_is_read(page: Any, troubled: Server, run: str) -> None:
+    page.add_init_script(
+        "window.shifted = 0; new PerformanceObserver(list => {"
+        " for (const entry of list.getEntries()) window.shifted += entry.value;"
+        "}).observe({type: 'layout-shift', buffered: true})"
+    )
+    page.goto(f"{troubled.url}/runs/{run}")
+    expect(page.locator("[data-chart=loss] .legend b").first).to_have_text(re.compile(r"\d"))
+    page.wait_for_timeout(1_000)
+    assert page.evaluate("window.shifted") < 0.02
+
+
+def test_a_server_that_is_gone_is_told_soon(page: Any, troubled: Server) -> None:
+    page.goto(troubled.url)
+    expect(page.get_by_role("link", name="well")).to_be_visible()
+    page.route("**/api/**", lambda route: route.abort())
+    expect(page.get_by_text("no server")).to_be_visible(timeout=10_000)
+    expect(page.get_by_role("link", name="well")).to_be_visible()
+    page.unroute("**/api/**")
+    expect(page.get_by_text("no server")).to_have_count(0, timeout=10_000)

@@ -137,10 +137,9 @@ export default function Compare() {
               <button
                 type="button"
                 className="linklike"
-                aria-label={`Make ${detail.id} the baseline`}
                 onClick={() => setUrl({ base: detail.id })}
               >
-                make baseline
+                make <span className="hidden">{detail.id} the</span> baseline
               </button>
             )}
             {leaveOut(detail.id)}
