@@ -139,7 +139,9 @@ def test_the_list_fits_a_telephone(chromium: Any, troubled: Server) -> None:
         assert box["x"] + box["width"] <= card["x"] + card["width"] <= 375
         assert page.evaluate("document.querySelector('.runs-card').scrollWidth <= 375")
         assert row.locator(".detail").evaluate("element => element.scrollWidth <= element.clientWidth")
-        expect(page.locator("tr", has_text="well").get_by_text(re.compile(r"^loss \d"))).to_be_visible(timeout=5_000)
+        expect(page.locator("tr", has_text="well").get_by_text(re.compile(r"^loss \d"))).to_be_visible(
+            timeout=5_000
+        )
         expect(page.locator("tr", has_text="diverged").get_by_text("loss NaN")).to_be_visible()
         more.click()
         expect(page.get_by_role("menuitem", name="Tags and note")).to_be_visible()
@@ -177,12 +179,25 @@ def test_a_server_that_goes_takes_no_curves_along(page: Any, troubled: Server) -
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+def test_a_comparison_fits_a_telephone(chromium: Any, troubled: Server) -> None:
+    with tab(chromium, troubled) as page:
+        page.set_viewport_size({"width": 375, "height": 812})
+        page.goto(f"{troubled.url}/compare?runs=well,diverged,gone,longer")
+        expect(page.locator("[data-chart=loss-delta] .legend b").first).to_have_text(re.compile("NaN"))
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        card = page.locator("[data-chart=loss-delta]").bounding_box()
+        tool = page.get_by_role("button", name="from well as a file").bounding_box()
+        assert tool["x"] + tool["width"] <= card["x"] + card["width"]
+
+
 def test_a_difference_from_a_diverged_run_is_no_number(page: Any, troubled: Server) -> None:
     page.goto(f"{troubled.url}/compare?runs=well,diverged")
     values = page.locator("[data-chart=loss-delta] .legend b")
     expect(values).to_have_text("NaN at 40", timeout=5_000)
     page.goto(f"{troubled.url}/compare?runs=longer,well")
-    expect(page.locator("[data-chart=loss] .legend")).to_contain_text(re.compile(r"well · training\s+\d\.\d+ at 60"))
+    expect(page.locator("[data-chart=loss] .legend")).to_contain_text(
+        re.compile(r"well · training\s+\d\.\d+ at 60")
+    )
 
 
 def test_one_smoothing_for_all_views(page: Any, troubled: Server) -> None:
@@ -248,3 +263,23 @@ def test_a_server_that_is_gone_is_told_soon(page: Any, troubled: Server) -> None
     expect(page.get_by_role("link", name="well")).to_be_visible()
     page.unroute("**/api/**")
     expect(page.get_by_text("no server")).to_have_count(0, timeout=10_000)
+
+
+def test_a_chart_is_saved_as_points_and_as_a_picture(page: Any, troubled: Server) -> None:
+    page.goto(f"{troubled.url}/runs/diverged")
+    expect(page.locator("[data-chart=loss] .legend b").first).to_have_text("NaN")
+
+    def saved(item: str) -> Any:
+        page.get_by_role("button", name="Loss as a file").click()
+        with page.expect_download() as download:
+            page.get_by_role("menuitem", name=item).click()
+        return download.value
+
+    points = saved("Points (CSV)")
+    assert points.suggested_filename == "diverged-loss.csv"
+    rows = points.path().read_text().splitlines()
+    assert rows[:2] == ["step,training,training (smoothed)", "1,5,5"]
+    assert [row.split(",")[1] for row in rows[1:]] == ["5"] * 19 + ["NaN"] * 21
+    picture = saved("Picture (PNG)")
+    assert picture.suggested_filename == "diverged-loss.png"
+    assert picture.path().read_bytes().startswith(b"\x89PNG")

@@ -1,11 +1,13 @@
 // A chart with its name, its legend that follows the cursor, its tools, and a table that says the same.
-import { ActionIcon, Tooltip, useComputedColorScheme } from "@mantine/core";
+import { ActionIcon, Menu, Tooltip, useComputedColorScheme } from "@mantine/core";
 import { useEffect, useEffectEvent, useMemo, useRef, useState, type KeyboardEvent } from "react";
 import { formatInteger, formatValue } from "../format";
 import { cancelFrame, onFrame } from "../live/frame";
 import { Icon } from "../ui/icons";
+import { sayError } from "../ui/toast";
 import type { Cursor } from "./cursor";
 import type { PlotContent, PlotLine, PlotSettings } from "./content";
+import { download, toCsv, toPng } from "./export";
 import { PlotView } from "./plot";
 import { ChartTable } from "./chart-table";
 import "uplot/dist/uPlot.min.css";
@@ -26,6 +28,8 @@ export interface ChartModel {
 
 interface Props {
   id: string;
+  /** Of the runs that are shown: what a file made of the chart is called after. */
+  of: string;
   title: string;
   unit: string;
   /** How much the values of the smoothed lines are smoothed; absent where none is. */
@@ -197,17 +201,26 @@ export function Chart(props: Props) {
     action();
   };
 
+  const file = `${props.of}-${props.id}`;
+  const saveData = (): void =>
+    download(new Blob([toCsv(model.content(), window, xName, timeOrigin)], { type: "text/csv" }), `${file}.csv`);
+  const savePicture = (): void => {
+    const canvas = plot.current?.u.ctx.canvas;
+    const name = unit ? `${title} (${unit})` : title;
+    if (canvas) toPng(canvas, name, legend).then((blob) => download(blob, `${file}.png`), sayError);
+  };
+
   return (
     <section className={`card chart${props.tall ? " tall" : ""}`} aria-label={title} data-chart={props.id}>
       <header>
         <h3>
-          {title} {unit && <span className="dim unit">{unit}</span>}
+          {title} {unit && <span className="dim unit">{unit}</span>}{" "}
+          {props.smoothing !== undefined && props.smoothing > 0 && (
+            <span className="dim unit" title={`${props.smoothing} of the average before is kept at each step`}>
+              smoothed
+            </span>
+          )}
         </h3>
-        {props.smoothing !== undefined && props.smoothing > 0 && (
-          <span className="dim unit" title={`${props.smoothing} of the average before is kept at each step`}>
-            smoothed
-          </span>
-        )}
         <span className="place num" ref={place} />
         <div className="tools">
           {props.onLogY && (
@@ -233,6 +246,19 @@ export function Chart(props: Props) {
               <Icon name={table ? "spark" : "table"} size={14} />
             </ActionIcon>
           </Tooltip>
+          <Menu position="bottom-end" width={150}>
+            <Menu.Target>
+              <ActionIcon size="sm" aria-label={`${title} as a file`}>
+                <Icon name="save" size={14} />
+              </ActionIcon>
+            </Menu.Target>
+            <Menu.Dropdown>
+              <Menu.Item onClick={saveData}>Points (CSV)</Menu.Item>
+              <Menu.Item disabled={table} onClick={savePicture}>
+                Picture (PNG)
+              </Menu.Item>
+            </Menu.Dropdown>
+          </Menu>
         </div>
       </header>
       <div className="legend">

@@ -255,6 +255,7 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
   return (
     <Chart
       id={id}
+      of="compared"
       title={title}
       unit={delta ? "" : spec.unit}
       smoothing={spec.smoothed ? smoothing : undefined}

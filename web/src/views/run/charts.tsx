@@ -166,6 +166,7 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
   return (
     <Chart
       id={spec.id}
+      of={detail.id}
       title={spec.title}
       unit={spec.unit}
       smoothing={spec.smoothed || spec.stacked ? book.smoothing : undefined}
