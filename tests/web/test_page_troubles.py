@@ -18,7 +18,7 @@ LINES = 120
 
 @pytest.fixture(scope="module")
 def troubled(server: Server) -> Iterator[Server]:
-    """A run that crashed, one that failed before its first step, one that diverged, two that are well."""
+    """A run that crashed, one that failed before its first step, one that diverged, one with a warning, two that are well."""
     server.train("well", "--fake-steps", 60, "--fake-interval", 0.002, wait=True)
     server.train("longer", "--fake-steps", 90, "--fake-interval", 0.002, wait=True)
     server.train("broken", "--fake-steps", 60, "--fake-interval", 0.002, "--fake-crash-at", 45, wait=True)
@@ -35,6 +35,12 @@ def troubled(server: Server) -> Iterator[Server]:
     for step in range(1, 41):
         writer.write("metrics", step, loss=5.0 if step < 20 else float("nan"), tokens=16 * step, epoch=step / 100)
     writer.write("complete", 40, reason="completed", metrics={}, interrupted=False)
+
+    writer = EventWriter(create_run(server.runs, "warned", "pretrain", {}).events_path)
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=5)
+    writer.write("metrics", 1, loss=1.0)
+    writer.write("warning", 1, kind="nonfinite", message="Step 2 gave a loss of nan; it was not applied.")
+    writer.write("complete", 5, reason="completed", metrics={}, interrupted=False)
     yield server
 
 
@@ -233,11 +239,6 @@ def test_a_checkpoint_that_was_asked_for_is_told(page: Any, troubled: Server) ->
 
 
 def test_a_warning_names_its_step_once(page: Any, troubled: Server) -> None:
-    writer = EventWriter(create_run(troubled.runs, "warned", "pretrain", {}).events_path)
-    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=5)
-    writer.write("metrics", 1, loss=1.0)
-    writer.write("warning", 1, kind="nonfinite", message="Step 2 gave a loss of nan; it was not applied.")
-    writer.write("complete", 5, reason="completed", metrics={}, interrupted=False)
     page.goto(f"{troubled.url}/runs/warned")
     expect(page.locator(".notice")).to_have_text("A warning: Step 2 gave a loss of nan; it was not applied.")
 
