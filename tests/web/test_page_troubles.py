@@ -18,7 +18,7 @@ LINES = 120
 
 @pytest.fixture(scope="module")
 def troubled(server: Server) -> Iterator[Server]:
-    """A run that crashed, one that failed before its first step, one that diverged, one with a warning, two that are well."""
+    """Runs that crashed, failed before the first step, diverged and gave a warning, and two that are well."""
     server.train("well", "--fake-steps", 60, "--fake-interval", 0.002, wait=True)
     server.train("longer", "--fake-steps", 90, "--fake-interval", 0.002, wait=True)
     server.train("broken", "--fake-steps", 60, "--fake-interval", 0.002, "--fake-crash-at", 45, wait=True)
