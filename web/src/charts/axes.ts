@@ -5,10 +5,10 @@ import { formatDuration } from "../format";
 /** Tick labels: short, and exact enough to tell neighbours apart. */
 function shortNumber(value: number): string {
   const size = Math.abs(value);
-  if (size >= 1e9) return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  if (size >= 1e9) return Number(value.toPrecision(4)).toExponential().replace("e+", "e");
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))}M`;
   if (size >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
-  if (size !== 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e-", "e−");
+  if (size !== 0 && size < 1e-3) return Number(value.toPrecision(4)).toExponential().replace("e-", "e−");
   return String(Number(value.toPrecision(6)));
 }
 
@@ -22,20 +22,39 @@ export function numberAxis(scale: "x" | "y", logarithmic: boolean, whole = false
       ...(whole ? { incrs: WHOLE_STEPS } : {}),
     };
   return {
-    splits: (u) => decades(u.scales[scale]?.min ?? 0, u.scales[scale]?.max ?? 1),
-    values: (_, ticks) => ticks.map((tick) => shortNumber(Number((10 ** tick).toPrecision(4)))),
+    splits: (u) => logTicks(u.scales[scale]?.min ?? 0, u.scales[scale]?.max ?? 1),
+    values: (_, ticks) => ticks.map((tick) => shortNumber(10 ** tick)),
   };
 }
 
-/** Whole powers of ten between two powers, with twos and fives between them where there is room. */
-function decades(min: number, max: number): number[] {
+/**
+ * Whole powers of ten between two powers, with twos and fives between them where there is room. A part of one decade
+ * that holds fewer than three of them is divided evenly, as a linear axis is.
+ */
+export function logTicks(min: number, max: number): number[] {
   const steps = max - min <= 2 ? [0, Math.log10(2), Math.log10(5)] : [0];
   const every = Math.max(1, Math.ceil((max - min) / 8));
   const ticks: number[] = [];
   for (let power = Math.floor(min); power <= max; power += every)
     for (const step of steps) if (power + step >= min && power + step <= max) ticks.push(power + step);
-  if (ticks.length > 1) return ticks;
-  return [0.1, 0.366, 0.633, 0.9].map((share) => min + share * (max - min)); // a part of one decade
+  return ticks.length > 2 ? ticks : roundValues(10 ** min, 10 ** max).map(Math.log10);
+}
+
+/** At least three multiples of one, two or five times a power of ten: as few as there are. */
+function roundValues(from: number, to: number): number[] {
+  const largest = Math.floor(Math.log10(to - from));
+  for (let power = largest; ; power--)
+    for (const digit of [5, 2, 1]) {
+      const step = digit * 10 ** power;
+      const first = Math.ceil(from / step - 1e-9); // an end that is round itself counts
+      const count = Math.floor(to / step + 1e-9) - first + 1;
+      if (count < 3) continue;
+      // Multiplied as whole numbers where the power is negative: 3 * 0.1 is not 0.3.
+      return Array.from({ length: count }, (_, index) => {
+        const multiple = (first + index) * digit;
+        return power < 0 ? multiple / 10 ** -power : multiple * 10 ** power;
+      });
+    }
 }
 
 const TIME_STEPS = [

@@ -34,7 +34,7 @@ export class LineBook {
   readonly x: XAxis;
   private readonly store: LiveTables;
   private readonly base: Series;
-  private readonly smoothing: number;
+  readonly smoothing: number;
   private readonly entries = new Map<string, Entry>();
 
   constructor(store: LiveTables, base: Series, x: XAxis, smoothing: number) {

@@ -1,11 +1,13 @@
 // A chart with its name, its legend that follows the cursor, its tools, and a table that says the same.
-import { ActionIcon, Tooltip, useComputedColorScheme } from "@mantine/core";
+import { ActionIcon, Menu, Tooltip, useComputedColorScheme } from "@mantine/core";
 import { useEffect, useEffectEvent, useMemo, useRef, useState, type KeyboardEvent } from "react";
 import { formatInteger, formatValue } from "../format";
 import { cancelFrame, onFrame } from "../live/frame";
 import { Icon } from "../ui/icons";
+import { sayError } from "../ui/toast";
 import type { Cursor } from "./cursor";
-import type { PlotContent, PlotSettings } from "./content";
+import type { PlotContent, PlotLine, PlotSettings } from "./content";
+import { download, toCsv, toPng } from "./export";
 import { PlotView } from "./plot";
 import { ChartTable } from "./chart-table";
 import "uplot/dist/uPlot.min.css";
@@ -26,8 +28,12 @@ export interface ChartModel {
 
 interface Props {
   id: string;
+  /** Of the runs that are shown: what a file made of the chart is called after. */
+  of: string;
   title: string;
   unit: string;
+  /** How much the values of the smoothed lines are smoothed; absent where none is. */
+  smoothing?: number | undefined;
   legend: { label: string; color: string }[];
   model: ChartModel;
   cursor: Cursor;
@@ -51,7 +57,9 @@ export function Chart(props: Props) {
   const place = useRef<HTMLSpanElement>(null);
   const plot = useRef<PlotView | null>(null);
   const held = useRef({ model, window, onWindow: props.onWindow });
+  const region = useRef<HTMLDivElement>(null);
   const [table, setTable] = useState(false);
+  const turned = useRef(false);
   const scheme = useComputedColorScheme("light");
   const whole = xName !== "epoch";
   const settings = useMemo(
@@ -70,7 +78,7 @@ export function Chart(props: Props) {
     view.content.lines.forEach((line, index) => {
       const { shown, raw } =
         at === null ? { shown: null, raw: null } : x === null ? lastValue(line) : view.valueAt(line, at);
-      const text = formatValue(shown);
+      const text = formatValue(shown) + (x === null ? early(line, view) : "");
       const element = values.current[index];
       if (element) {
         element.textContent = text;
@@ -151,7 +159,21 @@ export function Chart(props: Props) {
     };
   }, [model, cursor, window, settings, scheme, table]);
 
+  // The focus follows from the plot into the table and back; the button between them keeps its own.
+  useEffect(() => {
+    if (turned.current) (table ? region : slider).current?.focus();
+    turned.current = false;
+  }, [table]);
+  const turn = (event: KeyboardEvent): void => {
+    if (event.key !== "t" || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    turned.current = true;
+    setTable(!table);
+  };
+
   const onKey = (event: KeyboardEvent): void => {
+    turn(event);
     const view = plot.current;
     if (!view || event.ctrlKey || event.metaKey || event.altKey) return;
     const actions: Record<string, () => void> = {
@@ -171,7 +193,6 @@ export function Chart(props: Props) {
       PageUp: () => view.panBy(-0.5),
       PageDown: () => view.panBy(0.5),
       l: () => props.onLogY?.(),
-      t: () => setTable(true),
     };
     const action = actions[event.key];
     if (!action) return;
@@ -180,11 +201,25 @@ export function Chart(props: Props) {
     action();
   };
 
+  const file = `${props.of}-${props.id}`;
+  const saveData = (): void =>
+    download(new Blob([toCsv(model.content(), window, xName, timeOrigin)], { type: "text/csv" }), `${file}.csv`);
+  const savePicture = (): void => {
+    const canvas = plot.current?.u.ctx.canvas;
+    const name = unit ? `${title} (${unit})` : title;
+    if (canvas) toPng(canvas, name, legend).then((blob) => download(blob, `${file}.png`), sayError);
+  };
+
   return (
     <section className={`card chart${props.tall ? " tall" : ""}`} aria-label={title} data-chart={props.id}>
       <header>
         <h3>
-          {title} {unit && <span className="dim unit">{unit}</span>}
+          {title} {unit && <span className="dim unit">{unit}</span>}{" "}
+          {props.smoothing !== undefined && props.smoothing > 0 && (
+            <span className="dim unit" title={`${props.smoothing} of the average before is kept at each step`}>
+              smoothed
+            </span>
+          )}
         </h3>
         <span className="place num" ref={place} />
         <div className="tools">
@@ -211,6 +246,19 @@ export function Chart(props: Props) {
               <Icon name={table ? "spark" : "table"} size={14} />
             </ActionIcon>
           </Tooltip>
+          <Menu position="bottom-end" width={150}>
+            <Menu.Target>
+              <ActionIcon size="sm" aria-label={`${title} as a file`}>
+                <Icon name="save" size={14} />
+              </ActionIcon>
+            </Menu.Target>
+            <Menu.Dropdown>
+              <Menu.Item onClick={saveData}>Points (CSV)</Menu.Item>
+              <Menu.Item disabled={table} onClick={savePicture}>
+                Picture (PNG)
+              </Menu.Item>
+            </Menu.Dropdown>
+          </Menu>
         </div>
       </header>
       <div className="legend">
@@ -229,7 +277,15 @@ export function Chart(props: Props) {
         <span className="status num" ref={status} />
       </div>
       {table ? (
-        <ChartTable title={title} model={model} xName={xName} timeOrigin={timeOrigin} window={window} />
+        <ChartTable
+          ref={region}
+          title={title}
+          model={model}
+          xName={xName}
+          timeOrigin={timeOrigin}
+          window={window}
+          onKeyDown={turn}
+        />
       ) : (
         <div
           ref={slider}
@@ -267,7 +323,15 @@ function walk(view: PlotView, cursor: Cursor, model: ChartModel, by: number): vo
   cursor.hold(model.stepAt(stops[Number.isFinite(next) ? next : 0] as number));
 }
 
-function lastValue(line: PlotContent["lines"][number]): { shown: number | null; raw: number | null } {
+/** Where a line ends well before the axis does; a sparse one always ends a little before. */
+function early(line: PlotLine, view: PlotView): string {
+  const end = line.parts.at(-1)?.raw.x.at(-1);
+  const { range } = view.content;
+  if (line.dots || end === undefined || !range) return "";
+  return range[1] - end > (range[1] - range[0]) / 50 ? ` at ${view.formatX(end)}` : "";
+}
+
+function lastValue(line: PlotLine): { shown: number | null; raw: number | null } {
   const part = line.parts.at(-1);
   const raw = part?.raw.y.at(-1) ?? null;
   const mark = part?.marks.at(-1);

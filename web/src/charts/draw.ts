@@ -115,35 +115,48 @@ function drawDots(canvas: Canvas, line: Polyline, color: string): void {
 }
 
 /** What was not finite stands at the chart's edge, by its name: NaN and +∞ above, −∞ below. */
-export function drawMarks(canvas: Canvas, line: PlotLine): void {
+export function drawMarks(canvas: Canvas, lines: PlotLine[]): void {
   const { ctx, ratio } = canvas;
   ctx.fillStyle = canvas.color("--bad");
   ctx.font = `600 ${10 * ratio}px ${canvas.font}`;
   ctx.textAlign = "center";
-  let lastLabel = Number.NEGATIVE_INFINITY;
-  for (const { marks } of line.parts)
-    for (const { x, value } of marks) {
-      if (x < canvas.from || x > canvas.to) continue;
-      const px = canvas.x(x);
-      const below = value === Number.NEGATIVE_INFINITY;
-      const edge = below ? canvas.top + canvas.height : canvas.top;
-      const size = (below ? -5 : 5) * ratio;
-      ctx.beginPath();
-      ctx.moveTo(px - 4 * ratio, edge);
-      ctx.lineTo(px + 4 * ratio, edge);
-      ctx.lineTo(px, edge + size * 1.4);
-      ctx.fill();
-      if (px - lastLabel < 34 * ratio) continue;
-      lastLabel = px;
-      ctx.fillText(formatValue(value), px, below ? edge - 10 * ratio : edge + 18 * ratio);
-    }
+  const marks = lines
+    .flatMap(({ parts }) => parts.flatMap((part) => part.marks))
+    .filter(({ x }) => x >= canvas.from && x <= canvas.to)
+    .sort((a, b) => a.x - b.x);
+  const free = { above: canvas.left, below: canvas.left }; // from where on a name covers none before it, of any line
+  for (const { x, value } of marks) {
+    const px = canvas.x(x);
+    const side = value === Number.NEGATIVE_INFINITY ? "below" : "above";
+    const edge = side === "below" ? canvas.top + canvas.height : canvas.top;
+    const size = (side === "below" ? -5 : 5) * ratio;
+    ctx.beginPath();
+    ctx.moveTo(px - 4 * ratio, edge);
+    ctx.lineTo(px + 4 * ratio, edge);
+    ctx.lineTo(px, edge + size * 1.4);
+    ctx.fill();
+    const name = formatValue(value);
+    const half = ctx.measureText(name).width / 2;
+    const middle = Math.min(Math.max(px, canvas.left + half), canvas.left + canvas.width - half);
+    if (middle - half < free[side]) continue;
+    free[side] = middle + half + 8 * ratio;
+    ctx.fillText(name, middle, side === "below" ? edge - 10 * ratio : edge + 18 * ratio);
+  }
 }
 
-export function drawReferences(canvas: Canvas, references: PlotContent["references"]): void {
+interface Box {
+  left: number;
+  right: number;
+  top: number;
+  bottom: number;
+}
+
+/** Drawn before the lines: a name that finds no free place along its line lies under the curves, not over them. */
+export function drawReferences(canvas: Canvas, references: PlotContent["references"], lines: PlotLine[]): void {
   const { ctx, ratio } = canvas;
   ctx.font = `${10.5 * ratio}px ${canvas.font}`;
-  ctx.textAlign = "right";
-  let [lastY, lastLeft] = [Number.NaN, 0];
+  ctx.textAlign = "left";
+  const named: Box[] = [];
   for (const { label, value } of references.toSorted((a, b) => a.value - b.value)) {
     const y = Math.round(canvas.y(value)) + 0.5;
     if (!(y > canvas.top && y < canvas.top + canvas.height)) continue;
@@ -159,23 +172,50 @@ export function drawReferences(canvas: Canvas, references: PlotContent["referenc
     ctx.globalAlpha = 1;
     ctx.fillStyle = canvas.color("--ink-2");
     const text = `${label} ${formatValue(value)}`;
-    const right = Math.abs(y - lastY) < 13 * ratio ? lastLeft - 12 * ratio : canvas.left + canvas.width - 4 * ratio;
-    ctx.strokeStyle = canvas.color("--surface"); // a rim, so that the name is read where a curve runs behind it
-    ctx.lineWidth = 4 * ratio;
-    ctx.lineJoin = "round";
-    ctx.strokeText(text, right, y - 4 * ratio);
-    ctx.fillText(text, right, y - 4 * ratio);
-    [lastY, lastLeft] = [y, right - ctx.measureText(text).width];
+    const width = ctx.measureText(text).width;
+    const room = canvas.width - width - 8 * ratio;
+    const places = [1, 0, 0.5, 0.75, 0.25].map((share): Box => {
+      const left = canvas.left + 4 * ratio + share * room;
+      return { left, right: left + width, top: y - 14 * ratio, bottom: y };
+    });
+    const unnamed = places.filter((place) => !named.some((other) => overlap(place, other)));
+    const place = unnamed.find((candidate) => !lines.some((line) => crosses(canvas, line, candidate))) ?? unnamed[0];
+    if (!place) continue;
+    ctx.fillText(text, place.left, y - 4 * ratio);
+    named.push(place);
   }
+}
+
+function overlap(a: Box, b: Box): boolean {
+  return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+}
+
+/** Whether a line runs through a box; only roughly where it is steep, as a segment counts with all that it spans. */
+function crosses(canvas: Canvas, { parts }: PlotLine, box: Box): boolean {
+  return parts.some(({ raw, smooth }) => runsThrough(canvas, raw, box) || (smooth && runsThrough(canvas, smooth, box)));
+}
+
+function runsThrough(canvas: Canvas, line: Polyline, box: Box): boolean {
+  const [start, end] = visible(canvas, line);
+  for (let i = start; i < end; i++) {
+    const next = Math.min(i + 1, end - 1);
+    if (canvas.x(line.x[i] as number) > box.right) break;
+    if (canvas.x(line.x[next] as number) < box.left) continue;
+    const [from, to] = [canvas.y(line.y[i] as number), canvas.y(line.y[next] as number)];
+    if (Math.min(from, to) <= box.bottom && Math.max(from, to) >= box.top) return true;
+  }
+  return false;
 }
 
 export function drawStarts(canvas: Canvas, starts: PlotContent["starts"]): void {
   const { ctx, ratio } = canvas;
   ctx.font = `${10 * ratio}px ${canvas.font}`;
   ctx.textAlign = "left";
-  for (const { x, label } of starts) {
+  const [right, gap] = [canvas.left + canvas.width, 4 * ratio];
+  let free = right;
+  for (const { x, label } of starts.toSorted((a, b) => b.x - a.x)) {
     const px = Math.round(canvas.x(x)) + 0.5;
-    if (px < canvas.left || px > canvas.left + canvas.width) continue;
+    if (px < canvas.left || px > right) continue;
     ctx.strokeStyle = canvas.color("--accent");
     ctx.lineWidth = ratio;
     ctx.setLineDash([5 * ratio, 3 * ratio]);
@@ -185,7 +225,11 @@ export function drawStarts(canvas: Canvas, starts: PlotContent["starts"]): void 
     ctx.stroke();
     ctx.setLineDash([]);
     ctx.fillStyle = canvas.color("--accent-ink");
-    ctx.fillText(label, px + 4 * ratio, canvas.top + canvas.height - 5 * ratio);
+    const width = ctx.measureText(label).width;
+    const left = px + gap + width > right ? px - gap - width : px + gap;
+    if (left + width > free) continue; // the name of a later attempt stands there
+    ctx.fillText(label, left, canvas.top + canvas.height - 5 * ratio);
+    free = left - gap;
   }
 }
 

@@ -232,10 +232,10 @@ export class PlotView {
     ctx.clip();
     drawPauses(canvas, content.pauses);
     drawStarts(canvas, content.starts);
+    drawReferences(canvas, content.references, content.lines);
     if (content.stacked) drawStack(canvas, content.lines);
     else for (const line of content.lines) drawLine(canvas, line);
-    drawReferences(canvas, content.references);
-    for (const line of content.lines) drawMarks(canvas, line);
+    drawMarks(canvas, content.lines);
     ctx.restore();
   }
 

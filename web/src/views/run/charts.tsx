@@ -1,4 +1,4 @@
-import { Button, SegmentedControl, Slider, Switch } from "@mantine/core";
+import { Button, SegmentedControl, Switch } from "@mantine/core";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from "react";
 import { get, runPath } from "../../api/client";
@@ -8,6 +8,7 @@ import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
 import { chartsFor, type ChartSpec } from "../../charts/groups";
 import type { PlotContent } from "../../charts/content";
+import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
 import type { Track } from "../../charts/track";
 import { formatInteger, toNumber } from "../../format";
 import { MANY_ROWS, type RunStore } from "../../live/run-store";
@@ -29,7 +30,7 @@ export function Charts() {
   const [url, setUrl] = useUrl();
   const unit = detail.unit ?? "tokens";
   const x = xAxis(url.get("x"), unit);
-  const smoothing = Number(url.get("smooth") ?? 0.6);
+  const [smoothing] = useSmoothing();
   const logX = url.has("logx");
   const logged = (url.get("logy") ?? "").split(",").filter(Boolean);
   const [window, setWindow] = useWindow(url, setUrl);
@@ -41,8 +42,8 @@ export function Charts() {
     [store, series.data, x, smoothing],
   );
   const held = useHeldStep(cursor);
-  if (series.error) return <Failure error={series.error} what="The curves cannot be read." />;
   if (!specs.length) return <Preparing />;
+  if (!book && series.error) return <Failure error={series.error} what="The curves cannot be read." />;
   if (!book) return <Waiting what="Reading the curves …" />;
   const origin = book.x === "time" ? (detail.started ?? detail.created) : null;
   const toggleLog = (chart: string): void => {
@@ -66,18 +67,7 @@ export function Charts() {
             { value: "epoch", label: "Epoch" },
           ]}
         />
-        <div className="smoothing">
-          <span aria-hidden="true">Smoothing</span>
-          <Slider
-            thumbLabel="Smoothing"
-            min={0}
-            max={0.99}
-            step={0.01}
-            label={(value) => value.toFixed(2)}
-            defaultValue={smoothing}
-            onChangeEnd={(value) => setUrl({ smooth: value === 0.6 ? null : String(value) })}
-          />
-        </div>
+        <SmoothingSlider />
         <Switch
           label="Log x"
           checked={logX}
@@ -100,6 +90,7 @@ export function Charts() {
           </Button>
         </div>
       </div>
+      {series.error && <Failure error={series.error} what="The curves may be out of date." />}
       <Warnings />
       <div className="charts">
         {specs.map((spec, index) => (
@@ -175,8 +166,10 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
   return (
     <Chart
       id={spec.id}
+      of={detail.id}
       title={spec.title}
       unit={spec.unit}
+      smoothing={spec.smoothed || spec.stacked ? book.smoothing : undefined}
       legend={legend}
       model={model}
       cursor={cursor}

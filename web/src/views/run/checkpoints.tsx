@@ -20,7 +20,7 @@ export function Checkpoints() {
   const [chosen, setChosen] = useState<string[]>([]);
   const [doomed, setDoomed] = useState<Checkpoint | null>(null);
   const [origin, setOrigin] = useState<Checkpoint | null>(null);
-  if (error) return <Failure error={error} what="The checkpoints cannot be read." />;
+  if (error && !data) return <Failure error={error} what="The checkpoints cannot be read." />;
   if (!data) return <Waiting what="Reading the checkpoints …" />;
   const metrics = [...new Set(data.flatMap((checkpoint) => Object.keys(checkpoint.metrics)))];
   const toggle = (name: string): void =>
@@ -29,6 +29,7 @@ export function Checkpoints() {
   const play = (checkpoint: Checkpoint): void => navigate(`/playground?model=${encodeURIComponent(checkpoint.model)}`);
   return (
     <div className="checkpoints">
+      {error && <Failure error={error} what="This list may be out of date." />}
       <div className="spread">
         <span className="dim num">
           {data.length === 1 ? "1 resumable state" : `${data.length} resumable states`}, {formatBytes(total)}

@@ -1,10 +1,8 @@
 import { ActionIcon, Button, Menu, Modal, Tooltip } from "@mantine/core";
-import { useQuery } from "@tanstack/react-query";
-import { useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { Link, useLocation } from "wouter";
-import { get, runPath } from "../../api/client";
 import { usePatchRun, useRunAction } from "../../api/queries";
-import type { Action, RunSummary } from "../../api/types";
+import type { Action, RunEvent, RunSummary } from "../../api/types";
 import {
   formatBytes,
   formatDuration,
@@ -20,6 +18,7 @@ import { useKeys } from "../../ui/keys";
 import { ACTIVE, StatusPill } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
 import { DeleteDialog, LabelsDialog } from "../runs/dialogs";
+import { useDoubt } from "../runs/doubt";
 import { useConnection, useNumbers, useRun, useSummary } from "./context";
 
 export function RunHeader() {
@@ -31,6 +30,7 @@ export function RunHeader() {
         <div className="row title">
           <h1>{run.id}</h1>
           <StatusPill run={run} />
+          {run.status === "running" && run.detail && <span className="dim">{run.detail} …</span>}
           <ConnectionState run={run} />
           {detail.tags.map((tag) => (
             <span className="tag" key={tag}>
@@ -58,6 +58,7 @@ const CONNECTIONS: Record<Connection, [string, string]> = {
 function ConnectionState({ run }: { run: RunSummary }) {
   const connection = useConnection();
   const [kind, text] = CONNECTIONS[connection];
+  useDoubt(connection === "reconnecting");
   if (connection === "live" && !ACTIVE.has(run.status) && run.status !== "queued") return null;
   return (
     <span className={`connection ${kind}`} role="status">
@@ -75,12 +76,33 @@ const BUTTONS: [Exclude<Action, "delete" | "note" | "sample">, string, IconName,
   ["kill", "Kill", "kill", "End the process at once: what is not saved is lost"],
 ];
 
+/** What an action is called and does where that depends on the run. */
+function words(run: RunSummary): Partial<Record<Action, [string, string]>> {
+  if (run.status === "queued")
+    return {
+      resume: ["Start", "Start it, or put it into the queue (p)"],
+      stop: ["Leave the queue", "It can be started later"],
+    };
+  const over = !ACTIVE.has(run.status) && run.status !== "completed";
+  return over && !run.resumable ? { resume: ["Try again", "Begin anew, with the same settings (p)"] } : {};
+}
+
+/** Tells what became of a checkpoint that somebody has asked for. */
+function tellCheckpoint({ type, step, name, message, ok, command }: RunEvent): void {
+  if (command === undefined) return;
+  if (type === "checkpoint") say(`Checkpoint of step ${formatInteger(step)} saved.`);
+  if (type === "command" && name === "checkpoint") say(`Step ${formatInteger(step)}: ${message}.`, ok === false);
+}
+
 function Actions({ run }: { run: RunSummary }) {
-  const { id } = useRun();
+  const { id, store } = useRun();
   const act = useRunAction(id);
   const [killing, setKilling] = useState(false);
   const can = (action: Action): boolean => run.actions.includes(action);
+  const named = words(run);
+  useEffect(() => store.onEvent(tellCheckpoint), [store]);
   const ask = (action: Exclude<Action, "delete">): void => {
+    if (act.isPending) return;
     setKilling(false);
     act.mutate(
       { action },
@@ -93,20 +115,25 @@ function Actions({ run }: { run: RunSummary }) {
   });
   return (
     <div className="row actions" role="group" aria-label="Steer the run">
-      {BUTTONS.map(([action, label, icon, help]) => (
-        <Tooltip key={action} label={help}>
-          <Button
-            variant={action === "resume" && can("resume") ? "filled" : "default"}
-            className={action === "kill" ? "danger" : undefined}
-            leftSection={<Icon name={icon} size={14} />}
-            disabled={!can(action)}
-            loading={act.isPending && act.variables.action === action}
-            onClick={() => (action === "kill" ? setKilling(true) : ask(action))}
-          >
-            {label}
-          </Button>
-        </Tooltip>
-      ))}
+      {BUTTONS.map(([action, label, icon, help]) => {
+        const [ownLabel, ownHelp] = named[action] ?? [label, help];
+        const primary = action === "resume" && can("resume") && !(named.resume && run.status !== "queued");
+        return (
+          <Tooltip key={action} label={ownHelp}>
+            <Button
+              variant={primary ? "filled" : "default"}
+              className={action === "kill" ? "danger" : undefined}
+              leftSection={<Icon name={icon} size={14} />}
+              aria-disabled={!can(action)}
+              data-disabled={!can(action) || undefined}
+              aria-busy={act.isPending && act.variables.action === action}
+              onClick={() => can(action) && (action === "kill" ? setKilling(true) : ask(action))}
+            >
+              {ownLabel}
+            </Button>
+          </Tooltip>
+        );
+      })}
       <MoreMenu run={run} />
       <Modal
         opened={killing}
@@ -134,14 +161,19 @@ function Actions({ run }: { run: RunSummary }) {
 function MoreMenu({ run }: { run: RunSummary }) {
   const { detail } = useRun();
   const [dialog, setDialog] = useState<"labels" | "delete" | null>(null);
+  const opener = useRef<HTMLButtonElement>(null);
   const [, navigate] = useLocation();
   const patch = usePatchRun();
   const name = encodeURIComponent(run.id);
+  const close = (): void => {
+    setDialog(null);
+    requestAnimationFrame(() => opener.current?.focus());
+  };
   return (
     <>
       <Menu position="bottom-end" width={200}>
         <Menu.Target>
-          <ActionIcon variant="default" size={30} aria-label="More">
+          <ActionIcon ref={opener} variant="default" size={30} aria-label="More">
             <Icon name="more" />
           </ActionIcon>
         </Menu.Target>
@@ -172,10 +204,8 @@ function MoreMenu({ run }: { run: RunSummary }) {
           </Menu.Item>
         </Menu.Dropdown>
       </Menu>
-      {dialog === "labels" && <LabelsDialog run={detail} onClose={() => setDialog(null)} />}
-      {dialog === "delete" && (
-        <DeleteDialog run={run} onClose={() => setDialog(null)} onDeleted={() => navigate("/")} />
-      )}
+      {dialog === "labels" && <LabelsDialog run={detail} onClose={close} />}
+      {dialog === "delete" && <DeleteDialog run={run} onClose={close} onDeleted={() => navigate("/")} />}
     </>
   );
 }
@@ -248,25 +278,26 @@ function Progress() {
 /** Why a run is not at work, and what can be done. */
 function Trouble({ run }: { run: RunSummary }) {
   const broken = run.status === "crashed" || run.status === "failed";
-  const { data } = useQuery({
-    queryKey: ["run", run.id, "tail", run.attempt, run.status],
-    queryFn: ({ signal }) => get<{ lines: string[] }>(`${runPath(run.id)}/log?lines=50`, signal),
-    enabled: broken,
-  });
+  const { detail } = useRun();
+  const lines = detail.log_tail ?? [];
+  const tail = useRef<HTMLPreElement>(null);
+  useEffect(() => {
+    if (tail.current) tail.current.scrollTop = tail.current.scrollHeight; // the end says why
+  }, [lines.length, broken]);
   if (!broken) return null;
   return (
     <div className="notice bad" role="alert">
       <div className="spread">
         <span>
           <strong>{run.status === "crashed" ? "The run crashed" : "The run failed"}</strong>
-          {run.detail && `: ${run.detail}`}.{" "}
+          {run.detail && `: ${run.detail.replace(/\.$/, "")}`}.{" "}
           {run.resumable ? "Resume goes on from the last checkpoint." : "There is no checkpoint to resume from."}
         </span>
         <Link href={`/runs/${encodeURIComponent(run.id)}/log`}>whole log</Link>
       </div>
-      {data && data.lines.length > 0 && (
-        <pre className="tail" tabIndex={0} aria-label="The log's last lines">
-          {data.lines.join("\n")}
+      {lines.length > 0 && (
+        <pre className="tail" ref={tail} tabIndex={0} role="region" aria-label="The log's last lines">
+          {lines.join("\n")}
         </pre>
       )}
     </div>

@@ -26,8 +26,14 @@ const VIEWS = [
   ["settings", "Settings", Settings],
 ] as const;
 
+const RETRY_MS = 3_000;
+
 export default function RunView({ id, view }: { id: string; view: string }) {
-  const { data: detail, error } = useQuery(runQuery(id));
+  // A run that is not there yet may come: another page, or a terminal, begins it.
+  const { data: detail, error } = useQuery({
+    ...runQuery(id),
+    refetchInterval: ({ state }) => (state.error ? RETRY_MS : false),
+  });
   const store = useRunStore(detail);
   const [url, setUrl] = useUrl();
   const [cursor] = useState(() => {

@@ -8,11 +8,11 @@ const FEW = 6;
 
 /** What the model said where the cursor stands: moves with it along the curves. */
 export function SamplesAtCursor() {
-  const { id, cursor } = useRun();
+  const { id, detail, cursor } = useRun();
   const { data } = useSamples();
   const asked = useCursorStep(cursor);
-  if (!data?.rows.length) return null;
-  const step = stepBefore(data.steps, asked);
+  if (data ? !data.rows.length : !detail.counts.sample) return null;
+  const step = data ? stepBefore(data.steps, asked) : null;
   return (
     <section className="card at-cursor" aria-label="Samples at the cursor">
       <header className="spread">
@@ -22,7 +22,7 @@ export function SamplesAtCursor() {
         <Link href={`/runs/${encodeURIComponent(id)}/samples${asked === null ? "" : `?step=${asked}`}`}>all</Link>
       </header>
       <ul>
-        {data.rows.slice(0, FEW).map((row) => {
+        {data?.rows.slice(0, FEW).map((row) => {
           const at = stepBefore(
             [...row.at.keys()].sort((a, b) => a - b),
             asked,

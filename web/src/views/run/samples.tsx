@@ -34,10 +34,11 @@ export function Samples() {
     const timer = setInterval(() => turn(), PLAY_MS);
     return () => clearInterval(timer);
   }, [playing]);
-  if (error) return <Failure error={error} what="The samples cannot be read." />;
+  if (error && !data) return <Failure error={error} what="The samples cannot be read." />;
   if (!data) return <Waiting what="Reading the samples …" />;
   return (
     <div className="samples">
+      {error && <Failure error={error} what="The samples may be out of date." />}
       <Ask asked={data.asked} pictures={data.rows.flatMap((row) => (row.image ? [row.image] : []))} />
       {!steps.length ? (
         <Waiting what="No sample yet. The run decodes its probes as it goes on." />

@@ -29,11 +29,14 @@ export function useJournal(limit: number): RunEvent[] {
 
 /** What a person should not miss while looking at curves. */
 export function Warnings() {
+  const { detail } = useRun();
   const run = useSummary();
   const journal = useJournal(200);
   const warnings = journal.filter((event) => event.type === "warning");
   const paused = run.status === "paused" ? journal.find((event) => event.type === "paused") : undefined;
+  const count = Math.max(warnings.length, detail.counts.warning ?? 0);
   const newest = warnings[0];
+  const message = String(newest?.message ?? newest?.kind);
   return (
     <>
       {typeof paused?.reason === "string" && paused.reason !== "" && (
@@ -41,10 +44,12 @@ export function Warnings() {
           <strong>Paused at step {formatInteger(paused.step)}.</strong> {paused.reason}
         </div>
       )}
+      {count > 0 && !newest && <div className="notice">…</div>}
       {newest && (
         <div className="notice">
-          <strong>{warnings.length === 1 ? "A warning" : `${warnings.length} warnings`}</strong> at step{" "}
-          {formatInteger(newest.step)}: {String(newest.message ?? newest.kind)}
+          <strong>{count === 1 ? "A warning" : `${formatInteger(count)} warnings, the last`}</strong>
+          {/^Step \d/.test(message) ? ": " : ` at step ${formatInteger(newest.step)}: `}
+          {message}
         </div>
       )}
     </>

@@ -30,6 +30,7 @@ interface Props {
 export function RunRow({ run, onLabels, onDelete, children }: Props) {
   const here = `/runs/${encodeURIComponent(run.id)}`;
   const loss = run.last.loss as number | string | undefined;
+  const toGo = ACTIVE.has(run.status) && run.eta ? formatRange(run.eta) : null;
   const share = run.total_steps ? Math.min(1, run.step / run.total_steps) : null;
   return (
     <tr>
@@ -75,8 +76,12 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
             {run.total_steps ? ` / ${formatCount(run.total_steps)}` : ""}
           </span>
         </div>
+        <div className="phone num">
+          {loss !== undefined && <span>loss {formatValue(loss as never)}</span>}
+          {toGo && <span className="dim">{toGo} to go</span>}
+        </div>
         {run.detail && (
-          <div className="detail" title={run.detail}>
+          <div className={`detail ${run.status}`} title={run.detail}>
             {run.detail}
           </div>
         )}
@@ -103,8 +108,8 @@ export function RunRow({ run, onLabels, onDelete, children }: Props) {
         {run.rate === null ? "–" : formatValue(run.rate)}
         {run.rate !== null && run.unit && <div className="dim small">{run.unit}/s</div>}
       </td>
-      <td className="right">
-        {ACTIVE.has(run.status) && run.eta ? formatRange(run.eta) : "–"}
+      <td className="right wide-only">
+        {toGo ?? "–"}
         <div className="dim small">{run.elapsed > 0 && `${ACTIVE.has(run.status) ? "after" : "took"} ${formatDuration(run.elapsed)}`}</div>
       </td>
       <td className="right wide-only" title={formatTime(run.updated)}>
@@ -139,7 +144,7 @@ function RowMenu({
   return (
     <Menu position="bottom-end" width={190}>
       <Menu.Target>
-        <ActionIcon aria-label={`More for ${run.id}`}>
+        <ActionIcon aria-label={`More for ${run.id}`} data-menu={run.id}>
           <Icon name="more" />
         </ActionIcon>
       </Menu.Target>

@@ -9,6 +9,7 @@ import { useKeys } from "../../ui/keys";
 import { ACTIVE, Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { DeleteDialog, LabelsDialog } from "./dialogs";
+import { useDoubt } from "./doubt";
 import { RunRow } from "./row";
 import "./runs.css";
 
@@ -19,17 +20,37 @@ export default function Runs() {
   const [, navigate] = useLocation();
   const [labelled, setLabelled] = useState<RunSummary | null>(null);
   const [doomed, setDoomed] = useState<RunSummary | null>(null);
+  const main = useRef<HTMLAnchorElement>(null);
   const table = useRef<HTMLTableElement>(null);
   const filter = useRef<HTMLInputElement>(null);
   const query = url.get("q") ?? "";
-  const chosen = (url.get("choose") ?? "").split(",").filter(Boolean);
+  const chosen = (url.get("choose") ?? "")
+    .split(",")
+    .filter((id) => (data ? data.runs.some((run) => run.id === id) : id)); // one that is deleted since is not chosen
+  useDoubt(error !== null);
   const runs = sift(data?.runs ?? [], query);
   const choose = (id: string): void => {
     const next = chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id];
     setUrl({ choose: next.join(",") || null });
   };
+  const rowLinks = (): HTMLAnchorElement[] => [
+    ...(table.current?.querySelectorAll<HTMLAnchorElement>("a.name") ?? []),
+  ];
+  /** A dialog that closes hands the keyboard back to the row's menu; one that deletes the row, to its neighbour. */
+  const close = (): void => {
+    const id = (labelled ?? doomed)?.id;
+    setLabelled(null);
+    setDoomed(null);
+    focusSoon(() => table.current?.querySelector<HTMLElement>(`[data-menu="${CSS.escape(id ?? "")}"]`));
+  };
+  const leave = (id: string): void => {
+    const links = rowLinks();
+    const at = links.findIndex((link) => link.dataset.run === id);
+    const next = links[at + 1] ?? links[at - 1] ?? main.current;
+    focusSoon(() => next);
+  };
   const move = (by: number): void => {
-    const links = [...(table.current?.querySelectorAll<HTMLAnchorElement>("a.name") ?? [])];
+    const links = rowLinks();
     const at = links.indexOf(document.activeElement as HTMLAnchorElement);
     links[Math.max(0, Math.min(links.length - 1, at + by))]?.focus();
   };
@@ -73,7 +94,7 @@ export default function Runs() {
           >
             Compare{chosen.length > 1 ? ` ${chosen.length}` : ""}
           </Button>
-          <Button component={Link} href="/new">
+          <Button ref={main} component={Link} href="/new">
             New run
           </Button>
         </div>
@@ -98,10 +119,10 @@ export default function Runs() {
                 <th aria-label="Choose for comparing" />
                 <th>Run</th>
                 <th>State</th>
-                <th className="wide-only">Loss</th>
+                <th className="wide-only">Last loss</th>
                 <th className="right wide-only">Best</th>
                 <th className="right wide-only">Rate</th>
-                <th className="right">Time to go</th>
+                <th className="right wide-only">Time to go</th>
                 <th className="right wide-only">Updated</th>
                 <th aria-label="More" />
               </tr>
@@ -121,10 +142,15 @@ export default function Runs() {
           </table>
         </div>
       )}
-      {labelled && <LabelsDialog run={labelled} onClose={() => setLabelled(null)} />}
-      {doomed && <DeleteDialog run={doomed} onClose={() => setDoomed(null)} />}
+      {labelled && <LabelsDialog run={labelled} onClose={close} />}
+      {doomed && <DeleteDialog run={doomed} onClose={close} onDeleted={() => leave(doomed.id)} />}
     </>
   );
+}
+
+/** Once the dialog has let go of the focus. */
+function focusSoon(find: () => HTMLElement | null | undefined): void {
+  requestAnimationFrame(() => find()?.focus());
 }
 
 /** Pinned runs first, then as the server orders them; every word of the query must be found. */

@@ -1,0 +1,46 @@
+import { expect, test } from "vitest";
+import { EMPTY, type PlotContent } from "./content";
+import { toCsv } from "./export";
+
+const content: PlotContent = {
+  ...EMPTY,
+  range: [1, 4],
+  lines: [
+    {
+      id: "a",
+      label: 'say "loss", training',
+      color: "",
+      dots: false,
+      parts: [
+        {
+          raw: { x: [1, 2, 3], y: [4, Number.NaN, 2] },
+          smooth: { x: [1, 3], y: [4, 3] },
+          marks: [{ x: 2, value: Number.POSITIVE_INFINITY }],
+        },
+        { raw: { x: [3, 4], y: [2.5, 1] }, smooth: { x: [3, 4], y: [2.5, 2] }, marks: [] },
+      ],
+    },
+    { id: "b", label: "validation", color: "", dots: true, parts: [{ raw: { x: [4], y: [1.5] }, smooth: null, marks: [] }] },
+  ],
+};
+
+test("every point, the latest attempt's where two passed one step, and what is not finite by its name", () => {
+  expect(toCsv(content, null, "step", null)).toBe(
+    [
+      'step,"say ""loss"", training","say ""loss"", training (smoothed)",validation',
+      "1,4,4,",
+      "2,Infinity,3.5,",
+      "3,2.5,2.5,",
+      "4,1,2,1.5",
+      "",
+    ].join("\n"),
+  );
+});
+
+test("only what is in the window, and a time as seconds since the start", () => {
+  expect(toCsv(content, [3, 4], "time", 3).split("\n").slice(0, 3)).toEqual([
+    'seconds,"say ""loss"", training","say ""loss"", training (smoothed)",validation',
+    "0,2.5,2.5,",
+    "1,1,2,1.5",
+  ]);
+});
