@@ -107,6 +107,8 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     path = _broadcast(accelerator, opened.run.path if opened else None)
     journal = Journal(path if accelerator.is_main_process else None, quiet)
     try:
+        if opened and opened.resumed:
+            journal.step = opened.run.state().step  # until its checkpoint tells, where it was
         journal.event("progress", phase="starting", done=0, total=1, unit="", **process_identity())
         if opened and opened.resumed:
             journal.say(f"Resuming run '{opened.run.name}'.")
@@ -494,6 +496,7 @@ class Trainer:
         manager = self.manager or CheckpointManager(folder, metric, self.directions[metric])
         latest = manager.latest
         if latest is None:
+            self.journal.step = 0
             return
         weights, moments, state = latest.read()
         _load_weights(self.accelerator.unwrap_model(self.model), weights)
