@@ -78,10 +78,13 @@ function Form({ verb, verbs, schema, given }: FormProps) {
     setRefused([]);
     setUrl({ c: Object.keys(next).length ? JSON.stringify(next) : null });
   };
+  const { asked = {}, config: answered } = check.data ?? {};
+  // An answer is late by a moment: of what was changed since, it still tells the old value.
+  const current = Object.entries(answered ?? {}).filter(([field]) => same(asked[field], changes[field]));
   const resolved = {
     ...Object.fromEntries(fields.map((field) => [field.name, field.fallback])),
     ...changes,
-    ...check.data?.config,
+    ...Object.fromEntries(current),
   };
   const problems = refused.length ? refused : (check.data?.problems ?? []);
   const problemOf = (field: string): string | undefined =>
