@@ -98,7 +98,7 @@ def test_a_section_stays_open_when_its_mistake_is_mended(page: Any, server: Serv
 def test_the_playground_keeps_the_model_that_it_began_with(page: Any, tried: Server) -> None:
     page.goto(f"{tried.url}/playground")
     expect(page).to_have_url(re.compile("model="))
-    model = page.get_by_label("Model", exact=True)
+    model = page.get_by_role("combobox", name="Model")
     chosen = model.input_value()
     page.get_by_label("Prompt").fill("Once upon")
     page.get_by_label("Seed").fill("7")
