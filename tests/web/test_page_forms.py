@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -119,3 +120,46 @@ def test_the_playground_outlives_its_server(page: Any, tried: Server) -> None:
     page.unroute("**/api/models")
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.get_by_label("Prompt")).to_have_value("Once upon")
+
+
+def test_another_model_is_asked_the_same(page: Any, tried: Server) -> None:
+    for name in ("slow", "quick"):
+        tried.train(name, "--fake-steps", 20, "--fake-interval", 0.002, wait=True)
+    page.goto(f"{tried.url}/playground?model=run:slow")
+    page.get_by_label("Prompt").fill("Once upon")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".token").nth(1)).to_be_visible()
+    stop = page.get_by_role("button", name="Stop")
+    stop.focus()
+    stop.press("Enter")
+    said = page.locator(".output-side [role=status]")
+    expect(said).to_have_text("slow: stopped")
+    expect(stop).to_be_focused()
+
+    page.get_by_role("combobox", name="Model").click()
+    page.get_by_role("option", name="quick", exact=True).click()
+    expect(page).to_have_url(re.compile("run%3Aquick|run:quick"))
+    expect(page.get_by_label("Prompt")).to_have_value("Once upon")
+    expect(said).to_have_text("slow: stopped")
+    page.locator(".token").first.click()
+    expect(page.locator(".alternatives button:enabled", has_text="branch")).to_have_count(0)  # another model's tokens
+    page.get_by_role("button", name="Generate").click()
+    expect(said).to_have_text(re.compile("^quick: (as many tokens as asked|the model ended the text), .* seed"))
+    expect(page.locator(".earlier li")).to_contain_text(["quick:", "slow:"])
+
+
+def test_a_refused_picture_says_why_beside_it(page: Any, tried: Server) -> None:
+    from PIL import Image
+
+    tried.train("captioner", "--fake-steps", 20, "--fake-interval", 0.002, verb="train", wait=True)
+    page.goto(f"{tried.url}/playground?model=run:captioner")
+    expect(page.get_by_role("button", name="Choose a file")).to_be_visible()
+    page.set_input_files("input[type=file]", files=[{"name": "a.png", "mimeType": "image/png", "buffer": b"text"}])
+    expect(page.locator(".output-side [role=alert]")).to_contain_text("not a picture")
+    expect(page.locator(".output-side")).not_to_contain_text("appear here")
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+    file = {"name": "red.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+    page.set_input_files("input[type=file]", files=[file])
+    expect(page.locator(".beams li")).to_have_count(3)
+    expect(page.locator(".output-side [role=alert]")).to_have_count(0)
