@@ -24,7 +24,7 @@ export default function Playground() {
   if (!models.data || runs.isPending) return <Waiting what="Looking for models …" />;
   return (
     <>
-      {failure}
+      {failure && <div style={{ marginBottom: 14 }}>{failure}</div>}
       <Bench models={models.data.models} runs={runs.data?.runs} />
     </>
   );
