@@ -142,7 +142,7 @@ def test_another_model_is_asked_the_same(page: Any, tried: Server) -> None:
     expect(page.get_by_label("Prompt")).to_have_value("Once upon")
     expect(said).to_have_text("slow: stopped")
     page.locator(".token").first.click()
-    expect(page.locator(".alternatives button:enabled", has_text="branch")).to_have_count(0)  # another model's tokens
+    expect(page.locator(".alternatives button:enabled", has_text="branch")).to_have_count(0)  # its own model only
     page.get_by_role("button", name="Generate").click()
     expect(said).to_have_text(re.compile("^quick: (as many tokens as asked|the model ended the text), .* seed"))
     expect(page.locator(".earlier li")).to_contain_text(["quick:", "slow:"])
