@@ -32,6 +32,7 @@ export function formatValue(value: Num | number | null | undefined): string {
 /** 30,512,128 -> "30.5 M". */
 export function formatCount(value: number): string {
   if (!Number.isFinite(value)) return formatValue(value);
+  if (Math.abs(value) >= 1e15) return value.toExponential(2).replace("e+", "e").replace(/^-/, "−");
   for (const [unit, size] of [
     ["T", 1e12],
     ["G", 1e9],
@@ -53,13 +54,13 @@ export function formatBytes(bytes: number | null | undefined): string {
   if (bytes === null || bytes === undefined) return "–";
   if (bytes < 1000) return `${bytes} B`;
   const units = ["kB", "MB", "GB", "TB"];
-  let size = bytes;
-  let unit = -1;
-  while (size >= 1000 && unit < units.length - 1) {
+  let size = bytes / 1000;
+  let unit = 0;
+  while (size >= 999.5 && unit < units.length - 1) {
     size /= 1000;
     unit += 1;
   }
-  return `${size >= 100 ? Math.round(size) : size.toPrecision(2)} ${units[unit]}`;
+  return `${size >= 99.5 ? Math.round(size) : size.toPrecision(2)} ${units[unit]}`;
 }
 
 /** Seconds as "42 s", "3 min 20 s", "2 h 5 min", "3 d 4 h". */

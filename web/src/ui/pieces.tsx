@@ -28,10 +28,9 @@ export function Sparkline({
 }) {
   const numbers = values.map(toNumber);
   const finite = numbers.filter((value): value is number => value !== null && Number.isFinite(value));
-  if (finite.length < 2) return <svg width={width} height={height} aria-hidden="true" />;
   const low = Math.min(...finite);
   const high = Math.max(...finite);
-  const x = (index: number): number => 1 + (index * (width - 2)) / (numbers.length - 1);
+  const x = (index: number): number => 1 + (index * (width - 2)) / Math.max(1, numbers.length - 1);
   const y = (value: number): number => height - 2 - ((value - low) / (high - low || 1)) * (height - 4);
   let path = "";
   let down = false;

@@ -35,7 +35,7 @@ export function SignIn({ onDone }: { onDone: () => void }) {
         size="sm"
         error={problem}
         autoComplete="off"
-        data-autofocus
+        autoFocus
         required
       />
       <Button type="submit" size="sm">

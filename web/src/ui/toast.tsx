@@ -26,11 +26,15 @@ export function say(text: string, bad = false): void {
   setTimeout(() => close(id), bad ? 10_000 : 4_000);
 }
 
-/** Tells the server's refusal in its own words. */
-export function sayError(error: unknown): void {
+/** The server's refusal in its own words, with the flag that mends it where they do not name it. */
+export function wordsOfError(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);
-  const flag = error instanceof ApiError && error.flag ? ` (${error.flag})` : "";
-  say(message + flag, true);
+  const flag = error instanceof ApiError ? error.flag : null;
+  return flag && !message.includes(flag) ? `${message} (${flag})` : message;
+}
+
+export function sayError(error: unknown): void {
+  say(wordsOfError(error), true);
 }
 
 export function Toasts() {

@@ -1,5 +1,5 @@
 import { Select, Switch, TagsInput, TextInput } from "@mantine/core";
-import { useEffect, useId, useState } from "react";
+import { useCallback, useEffect, useId, useRef, useState } from "react";
 import { parse, same, type Field } from "./fields";
 
 interface Props {
@@ -71,13 +71,18 @@ function Control({ field, value, problem, suggestions, onChange }: Props) {
   return <TextControl field={field} value={value} problem={problem} suggestions={suggestions} onChange={onChange} />;
 }
 
-/** Keeps what is being typed as it is typed; tells its value as JSON. */
+/** Keeps what is being typed as it is typed, whatever comes from elsewhere meanwhile; tells its value as JSON. */
 function TextControl({ field, value, problem, suggestions, onChange }: Props) {
   const [text, setText] = useState(show(value));
   const list = useId();
+  const input = useRef<HTMLInputElement>(null);
+  const follow = useCallback(
+    () => setText((held) => (same(parse(field, held), value) ? held : show(value))),
+    [field, value],
+  );
   useEffect(() => {
-    setText((held) => (same(parse(field, held), value) ? held : show(value)));
-  }, [field, value]);
+    if (document.activeElement !== input.current) follow();
+  }, [follow]);
   const numeric = field.kind !== "text";
   return (
     <>
@@ -90,6 +95,8 @@ function TextControl({ field, value, problem, suggestions, onChange }: Props) {
         placeholder={field.nullable ? "unset" : ""}
         list={suggestions.length ? list : undefined}
         spellCheck={false}
+        ref={input}
+        onBlur={follow}
         onChange={(event) => {
           setText(event.currentTarget.value);
           onChange(parse(field, event.currentTarget.value));

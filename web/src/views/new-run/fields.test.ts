@@ -42,5 +42,7 @@ test("numbers are read as people write them", () => {
     null,
     "fast",
   ]);
+  for (const text of ["0,001", "0,0001", "1,5", "1,00", "1,000,5", "1.000,5", "1e400"]) expect(parse(lr, text)).toBe(text);
+  expect([parse(lr, "12,345.5"), parse(lr, "-1,234,567"), parse(steps, "2_000")]).toEqual([12345.5, -1234567, 2000]);
   expect([same(null, undefined), same([1], [1]), same(1, 2)]).toEqual([true, true, false]);
 });

@@ -113,13 +113,16 @@ function rangeOf(node: SchemaNode): string {
   return [low, high].filter(Boolean).join(", ");
 }
 
+/** 1,000 and 12,345.6, but not 0,001: there the comma is a decimal one, and the server refuses it. */
+const GROUPED = /^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/;
+
 /** What a person typed, as JSON; text that is no number stays text, and the server says what is wrong with it. */
 export function parse(field: Field, text: string): unknown {
   const trimmed = text.trim();
   if (trimmed === "") return field.nullable ? null : field.kind === "text" ? "" : field.fallback;
   if (field.kind !== "number" && field.kind !== "integer") return trimmed;
-  const value = Number(trimmed.replaceAll(",", "").replaceAll("_", ""));
-  return Number.isNaN(value) ? trimmed : value;
+  const value = Number((GROUPED.test(trimmed) ? trimmed.replaceAll(",", "") : trimmed).replaceAll("_", ""));
+  return Number.isFinite(value) ? value : trimmed;
 }
 
 export function same(a: unknown, b: unknown): boolean {

@@ -1,6 +1,6 @@
 import { Button, SegmentedControl, TextInput } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
-import { useMemo, useState } from "react";
+import { useEffect, useMemo, useState, type ReactNode } from "react";
 import { useLocation } from "wouter";
 import { ApiError, send } from "../../api/client";
 import { corporaQuery, datasetsQuery, presetsQuery, runQuery, schemasQuery } from "../../api/queries";
@@ -10,7 +10,7 @@ import { Failure, Waiting } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
 import { useUrl } from "../../ui/url";
 import { FieldInput } from "./field-input";
-import { SECTIONS, fieldsOf, same, type Field } from "./fields";
+import { SECTIONS, fieldsOf, same, type Field, type Section as SectionName } from "./fields";
 import { SchedulePreview } from "./schedule-preview";
 import { scheduleOf } from "./schedule";
 import { useCheck } from "./use-check";
@@ -78,10 +78,13 @@ function Form({ verb, verbs, schema, given }: FormProps) {
     setRefused([]);
     setUrl({ c: Object.keys(next).length ? JSON.stringify(next) : null });
   };
+  const { asked = {}, config: answered } = check.data ?? {};
+  // An answer is late by a moment: of what was changed since, it still tells the old value.
+  const current = Object.entries(answered ?? {}).filter(([field]) => same(asked[field], changes[field]));
   const resolved = {
     ...Object.fromEntries(fields.map((field) => [field.name, field.fallback])),
     ...changes,
-    ...check.data?.config,
+    ...Object.fromEntries(current),
   };
   const problems = refused.length ? refused : (check.data?.problems ?? []);
   const problemOf = (field: string): string | undefined =>
@@ -93,7 +96,12 @@ function Form({ verb, verbs, schema, given }: FormProps) {
       className="new-run"
       onSubmit={(event) => {
         event.preventDefault();
-        start.mutate();
+        if (check.data?.valid !== false && !start.isPending) start.mutate();
+      }}
+      onKeyDown={(event) => {
+        if (event.key !== "Enter" || !(event.target instanceof HTMLInputElement) || event.defaultPrevented) return;
+        event.preventDefault(); // a run takes hours: Enter alone begins none
+        if (event.ctrlKey || event.metaKey) event.currentTarget.requestSubmit();
       }}
     >
       <div className="form">
@@ -154,7 +162,7 @@ function Form({ verb, verbs, schema, given }: FormProps) {
             {check.data?.command ?? `limner ${verb} …`}
           </pre>
           <div className="row">
-            <Button type="submit" size="sm" loading={start.isPending} disabled={check.data?.valid === false}>
+            <Button type="submit" size="sm" title="Ctrl + Enter" loading={start.isPending} disabled={check.data?.valid === false}>
               Start
             </Button>
             <Button
@@ -206,35 +214,56 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
     <>
       {SECTIONS.map((section) => {
         const own = fields.filter((field) => field.section === section && matches(field));
-        if (!own.length) return null;
         const changed = own.filter((field) => !same(values[field.name], field.fallback)).length;
         const wrong = own.some((field) => problemOf(field.name));
-        const open = words.length > 0 || wrong || section === "Data" || section === "Optimization";
         return (
-          <details key={section} className="card" open={open}>
-            <summary>
-              {section}{" "}
-              <span className="dim num">
-                {own.length}
-                {changed > 0 && `, ${changed} changed`}
-              </span>
-            </summary>
-            <div className="fields">
-              {own.map((field) => (
-                <FieldInput
-                  key={field.name}
-                  field={field}
-                  value={values[field.name]}
-                  problem={problemOf(field.name)}
-                  suggestions={suggestions[field.name] ?? []}
-                  onChange={(value) => onChange(field, value)}
-                />
-              ))}
-            </div>
-          </details>
+          <Section
+            key={section}
+            name={section}
+            count={`${own.length}${changed > 0 ? `, ${changed} changed` : ""}`}
+            empty={!own.length}
+            needed={own.length > 0 && (wrong || words.length > 0)}
+          >
+            {own.map((field) => (
+              <FieldInput
+                key={field.name}
+                field={field}
+                value={values[field.name]}
+                problem={problemOf(field.name)}
+                suggestions={suggestions[field.name] ?? []}
+                onChange={(value) => onChange(field, value)}
+              />
+            ))}
+          </Section>
         );
       })}
     </>
+  );
+}
+
+interface SectionProps {
+  name: SectionName;
+  count: string;
+  empty: boolean;
+  /** Something in it is wrong or sought. */
+  needed: boolean;
+  children: ReactNode;
+}
+
+/** Opens by itself where it is needed, and is shut by hand only: a person may be at work in it. */
+function Section({ name, count, empty, needed, children }: SectionProps) {
+  const [open, setOpen] = useState(name === "Data" || name === "Optimization");
+  useEffect(() => {
+    if (needed) setOpen(true);
+  }, [needed]);
+  if (empty) return null;
+  return (
+    <details className="card" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>
+        {name} <span className="dim num">{count}</span>
+      </summary>
+      <div className="fields">{children}</div>
+    </details>
   );
 }
 

@@ -1,7 +1,7 @@
-import { Button } from "@mantine/core";
 import type { Plan } from "../../api/types";
 import { formatBytes, formatCount, formatDuration, formatValue } from "../../format";
 import { Facts } from "../../ui/pieces";
+import { SteadyButton } from "../../ui/steady-button";
 
 interface Props {
   plan: Plan | undefined;
@@ -17,9 +17,9 @@ export function PlanCard({ plan, pending, disabled, onPlan }: Props) {
     <section className="card" aria-label="Estimate">
       <div className="spread">
         <h2>Estimate</h2>
-        <Button variant="default" loading={pending} disabled={disabled} onClick={onPlan}>
-          {plan ? "Again" : "Dry run"}
-        </Button>
+        <SteadyButton variant="default" off={pending || disabled} onClick={onPlan}>
+          {pending ? "At work …" : plan ? "Again" : "Dry run"}
+        </SteadyButton>
       </div>
       <div aria-live="polite">
         {!plan && <p className="dim">Parameters, memory and time to go, from a dry run of a few steps.</p>}

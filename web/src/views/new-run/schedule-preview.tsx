@@ -15,7 +15,7 @@ export function SchedulePreview({
 }) {
   const rates = peaks(config);
   if (!rates.length) return null;
-  const most = Math.max(...rates.map(({ rate }) => rate));
+  const most = Math.max(...rates.map(({ rate }) => rate)) || 1; // a rate that is being typed is 0 for a while
   const line = (rate: number): string =>
     Array.from({ length: 121 }, (_, i) => {
       const step = Math.round((i / 120) * (schedule.total - 1));

@@ -5,8 +5,15 @@ import type { Check } from "../../api/types";
 
 const SETTLE_MS = 350;
 
-/** Whether the server would take these settings, what it says of each field, and the command that means the same. */
-export function useCheck(body: unknown) {
+interface CheckBody {
+  verb: string;
+  config: Record<string, unknown>;
+  name?: string;
+}
+
+/** Whether the server would take these settings, what it says of each field, and the command that means the same.
+ * `asked`: the settings that it speaks of, which may have been changed since. */
+export function useCheck(body: CheckBody) {
   const [settled, setSettled] = useState(body);
   useEffect(() => {
     const timer = setTimeout(() => setSettled(body), SETTLE_MS);
@@ -14,7 +21,10 @@ export function useCheck(body: unknown) {
   }, [body]);
   return useQuery({
     queryKey: ["check", settled],
-    queryFn: ({ signal }) => send<Check>("POST", "/api/runs/check", settled, signal),
+    queryFn: async ({ signal }) => ({
+      ...(await send<Check>("POST", "/api/runs/check", settled, signal)),
+      asked: settled.config,
+    }),
     placeholderData: keepPreviousData,
     staleTime: 60_000,
   });

@@ -1,10 +1,12 @@
-import { Button, Slider, TextInput } from "@mantine/core";
+import { Button, Slider, Switch, TextInput } from "@mantine/core";
 import { useCallback, useEffect, useRef, useState, type CSSProperties } from "react";
 import { lines, request } from "../../api/client";
 import type { CaptionBeam, Health } from "../../api/types";
 import { formatBytes, formatDuration, formatPercent, formatValue, toNumber } from "../../format";
 import { Icon } from "../../ui/icons";
-import { say, sayError } from "../../ui/toast";
+import { SteadyButton } from "../../ui/steady-button";
+import { wordsOfError } from "../../ui/toast";
+import { reveal } from "./reveal";
 import { wordsOf } from "./tokens";
 import { Webcam } from "./webcam";
 
@@ -12,7 +14,7 @@ type Line =
   | { type: "start"; work: string }
   | { type: "phase"; phase: string }
   | ({ type: "caption"; index: number } & CaptionBeam)
-  | { type: "done"; captions?: CaptionBeam[]; width: number; height: number; seconds: number }
+  | { type: "done"; captions?: CaptionBeam[]; consensus?: boolean; width: number; height: number; seconds: number }
   | { type: "error"; error: { message: string } };
 
 interface Answer {
@@ -20,29 +22,50 @@ interface Answer {
   note: string;
 }
 
-export function Pictures({ model, health }: { model: string; health: Health | undefined }) {
+export function usePictures() {
   const [picture, setPicture] = useState<{ url: string; body: Blob | string } | null>(null);
   const [answer, setAnswer] = useState<Answer | null>(null);
+  const [problem, setProblem] = useState<string | null>(null);
+  return { picture, setPicture, answer, setAnswer, problem, setProblem };
+}
+
+interface Props {
+  model: string;
+  name: string;
+  /** Its training captions can choose among its own. */
+  consensus: boolean;
+  health: Health | undefined;
+  pictures: ReturnType<typeof usePictures>;
+}
+
+export function Pictures({ model, name, consensus, health, pictures }: Props) {
+  const { picture, setPicture, answer, setAnswer, problem, setProblem } = pictures;
   const [phase, setPhase] = useState<string | null>(null);
   const [beams, setBeams] = useState(3);
   const [longest, setLongest] = useState(30);
+  const [chooses, setChooses] = useState(true);
   const [over, setOver] = useState(false);
   const [camera, setCamera] = useState(false);
   const abort = useRef<AbortController | null>(null);
   const file = useRef<HTMLInputElement>(null);
+  const output = useRef<HTMLElement>(null);
   const limit = health?.limits?.upload_bytes;
 
   const caption = useCallback(
     async (body: Blob | string): Promise<void> => {
       abort.current?.abort();
+      if (body instanceof Blob && limit && body.size > limit)
+        return setProblem(`This file has ${formatBytes(body.size)}; the server takes at most ${formatBytes(limit)}.`);
       const controller = new AbortController();
       abort.current = controller;
+      setProblem(null);
       setPhase("sending");
       const form = new FormData();
       if (typeof body === "string") form.set("url", body);
       else form.set("image", body, body instanceof File ? body.name : "picture.png");
-      for (const [name, value] of Object.entries({ model, num_beams: beams, max_length: longest, stream: true }))
-        form.set(name, String(value));
+      const settings = { model, num_beams: beams, max_length: longest, stream: true };
+      for (const [setting, value] of Object.entries(consensus ? { ...settings, consensus: chooses } : settings))
+        form.set(setting, String(value));
       try {
         const response = await request("/api/caption", { method: "POST", body: form, signal: controller.signal });
         const found: CaptionBeam[] = [];
@@ -50,35 +73,35 @@ export function Pictures({ model, health }: { model: string; health: Health | un
           if (line.type === "phase") setPhase(line.phase);
           else if (line.type === "caption") {
             found.push(line);
-            setAnswer({ beams: [...found], note: "" });
-          } else if (line.type === "done")
+            setAnswer({ beams: [...found], note: name });
+          } else if (line.type === "done") {
+            const how = line.consensus ? ", chosen by the training captions" : ", ranked by the model alone";
             setAnswer({
               beams: found.length ? found : (line.captions ?? []),
-              note: `${line.width} × ${line.height}, ${formatDuration(line.seconds)}`,
+              note: `${name}: ${line.width} × ${line.height}, ${formatDuration(line.seconds)}${consensus ? how : ""}`,
             });
-          else if (line.type === "error") throw new Error(line.error.message);
+          } else if (line.type === "error") throw new Error(line.error.message);
         }
       } catch (error) {
-        if (!controller.signal.aborted) sayError(error);
+        if (!controller.signal.aborted) setProblem(wordsOfError(error));
       } finally {
         if (abort.current === controller) setPhase(null);
       }
     },
-    [model, beams, longest],
+    [model, name, beams, longest, consensus, chooses, limit, setAnswer, setProblem],
   );
 
   const take = useCallback(
     (body: Blob | string): void => {
-      if (body instanceof Blob && limit && body.size > limit)
-        return say(`This file has ${formatBytes(body.size)}; the server takes at most ${formatBytes(limit)}.`, true);
       setAnswer(null);
       setPicture((held) => {
         if (held && typeof held.body !== "string") URL.revokeObjectURL(held.url);
         return { url: typeof body === "string" ? "" : URL.createObjectURL(body), body };
       });
+      if (!camera) reveal(output.current); // a camera stays in view, to be pointed
       void caption(body);
     },
-    [caption, limit],
+    [caption, camera, setAnswer, setPicture],
   );
 
   useEffect(() => () => abort.current?.abort(), []);
@@ -141,17 +164,17 @@ export function Pictures({ model, health }: { model: string; health: Health | un
           >
             Camera
           </Button>
-          <Button
+          <SteadyButton
             size="sm"
             variant="default"
-            disabled={!picture || phase !== null}
+            off={!picture || phase !== null}
             onClick={() => picture && void caption(picture.body)}
           >
             Again
-          </Button>
-          <Button size="sm" variant="default" disabled={phase === null} onClick={() => abort.current?.abort()}>
+          </SteadyButton>
+          <SteadyButton size="sm" variant="default" off={phase === null} onClick={() => abort.current?.abort()}>
             Stop
-          </Button>
+          </SteadyButton>
         </div>
         {camera && <Webcam busy={phase !== null} onPicture={take} onClose={() => setCamera(false)} />}
         {health?.allow_urls && <UrlBox onUrl={take} />}
@@ -173,12 +196,25 @@ export function Pictures({ model, health }: { model: string; health: Health | un
           </div>
           <Slider label={null} thumbLabel="Longest caption" min={4} max={80} value={longest} onChange={setLongest} />
         </div>
+        {consensus && (
+          <Switch
+            label="Training captions choose"
+            description="among the beams, by what they say of similar pictures"
+            checked={chooses}
+            onChange={(event) => setChooses(event.currentTarget.checked)}
+          />
+        )}
       </div>
-      <section className="output-side" aria-label="Captions" aria-busy={phase !== null}>
+      <section className="output-side" aria-label="Captions" aria-busy={phase !== null} ref={output}>
         <p role="status" className="dim num">
           {phase === null ? (answer?.note ?? "") : `${phase} …`}
         </p>
-        {!answer && phase === null && (
+        {problem && (
+          <div className="notice bad" role="alert">
+            {problem}
+          </div>
+        )}
+        {!answer && !problem && phase === null && (
           <p className="dim">
             The captions appear here, best first, each word underlined by how sure the model was of it.
           </p>

@@ -1,37 +1,61 @@
 import { Select } from "@mantine/core";
 import { useQuery } from "@tanstack/react-query";
+import { useEffect, useState } from "react";
 import { Link } from "wouter";
 import { healthQuery, modelsQuery, runsQuery } from "../../api/queries";
-import type { RunSummary } from "../../api/types";
+import type { ModelEntry, RunSummary } from "../../api/types";
 import { formatBytes, formatCount } from "../../format";
 import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
-import { LiveText } from "./live";
-import { Pictures } from "./pictures";
-import { Text } from "./text";
+import { LiveText, type Sample } from "./live";
+import { Pictures, usePictures } from "./pictures";
+import { Text, useTexts } from "./text";
 import "./playground.css";
+
+/** `consensus`: its training captions can choose among its own. */
+type Listed = ModelEntry & { consensus?: boolean };
 
 /** Models on disk, and active runs, whose weights answer as they are now. */
 export default function Playground() {
   const models = useQuery(modelsQuery);
-  const { data: listed } = useQuery(runsQuery);
+  const runs = useQuery(runsQuery);
+  const failure = models.error && <Failure error={models.error} what="The models cannot be listed." />;
+  if (failure && !models.data) return failure;
+  if (!models.data || runs.isPending) return <Waiting what="Looking for models …" />;
+  return (
+    <>
+      {failure && <div style={{ marginBottom: 14 }}>{failure}</div>}
+      <Bench models={models.data.models} runs={runs.data?.runs} />
+    </>
+  );
+}
+
+/** What a person wrote and was answered is held here, above the models: another one can be asked the same. */
+function Bench({ models, runs }: { models: Listed[]; runs: RunSummary[] | undefined }) {
   const { data: health } = useQuery(healthQuery);
   const [url, setUrl] = useUrl();
-  if (models.error) return <Failure error={models.error} what="The models cannot be listed." />;
-  if (!models.data) return <Waiting what="Looking for models …" />;
-  const live = (listed?.runs ?? []).filter((run) => run.actions.includes("sample") && run.kind);
+  const texts = useTexts();
+  const pictures = usePictures();
+  const [samples, setSamples] = useState<Sample[]>([]);
+  const live = (runs ?? []).filter((run) => run.actions.includes("sample") && run.kind);
   const choices = [
     {
       group: "Live weights of runs at work",
       items: live.map((run) => ({ value: `live:${run.id}`, label: `${run.id} · step ${formatCount(run.step)}` })),
     },
-    { group: "Language models", items: models.data.models.filter((model) => model.kind === "text").map(option) },
-    { group: "Captioners", items: models.data.models.filter((model) => model.kind === "caption").map(option) },
+    { group: "Language models", items: models.filter((model) => model.kind === "text").map(option) },
+    { group: "Captioners", items: models.filter((model) => model.kind === "caption").map(option) },
   ].filter((group) => group.items.length);
-  const asked = url.get("model") ?? choices[0]?.items[0]?.value ?? null;
-  const entry = models.data.models.find((model) => model.id === asked);
+  const named = url.get("model");
+  const first = choices[0]?.items[0]?.value ?? null;
+  const asked = named ?? first;
+  useEffect(() => {
+    if (named === null && first !== null) setUrl({ model: first }); // tomorrow another one may be the first
+  }, [named, first, setUrl]);
+  const entry = models.find((model) => model.id === asked);
   const run = live.find((candidate) => `live:${candidate.id}` === asked);
-  const kind = entry?.kind ?? checkpointKind(asked, listed?.runs ?? []);
+  const kind = entry?.kind ?? checkpointKind(asked, runs ?? []);
+  const name = entry?.label ?? asked ?? "";
   return (
     <>
       <div className="spread" style={{ marginBottom: 14 }}>
@@ -57,7 +81,7 @@ export default function Playground() {
           </p>
         </div>
       )}
-      {asked && !kind && !run && listed && (
+      {asked && !kind && !run && runs && (
         <div className="notice">
           The model <code>{asked}</code> is not there (any more). Choose another one.
         </div>
@@ -75,9 +99,17 @@ export default function Playground() {
           {entry.loaded && " · in memory"}
         </p>
       )}
-      {asked && kind === "text" && <Text key={asked} model={asked} />}
-      {asked && kind === "caption" && <Pictures key={asked} model={asked} health={health} />}
-      {run && <LiveText key={run.id} run={run} />}
+      {asked && kind === "text" && <Text model={asked} name={name} texts={texts} />}
+      {asked && kind === "caption" && (
+        <Pictures
+          model={asked}
+          name={name}
+          consensus={entry?.consensus === true}
+          health={health}
+          pictures={pictures}
+        />
+      )}
+      {run && <LiveText run={run} texts={texts} samples={samples} onSample={setSamples} />}
     </>
   );
 }

@@ -1,10 +1,12 @@
-import { Button, Slider, Textarea, TextInput } from "@mantine/core";
+import { Slider, Textarea, TextInput } from "@mantine/core";
 import { useEffect, useRef, useState } from "react";
 import { lines, request } from "../../api/client";
 import type { Token } from "../../api/types";
 import { formatValue } from "../../format";
+import { SteadyButton } from "../../ui/steady-button";
 import { sayError } from "../../ui/toast";
 import { useUrl } from "../../ui/url";
+import { reveal } from "./reveal";
 import { Alternatives, TokenText } from "./tokens";
 
 interface Settings {
@@ -19,6 +21,9 @@ const DEFAULTS: Settings = { temperature: 0.8, top_k: 0, top_p: 0.95, max_tokens
 
 interface Answer {
   key: number;
+  model: string;
+  /** The model's. */
+  name: string;
   prompt: string;
   tokens: Token[];
   forced: number;
@@ -31,12 +36,30 @@ type Line =
   | { type: "done"; finish: string; tokens_per_second: number; seed: number }
   | { type: "error"; error: { message: string } };
 
-export function Text({ model }: { model: string }) {
-  const [url, setUrl] = useUrl();
+/** Why a text ended, in words. */
+const ENDS: Record<string, string> = {
+  length: "as many tokens as asked",
+  context: "the model's context is full",
+  eos: "the model ended the text",
+  stop: "it came to a stop string",
+  cancelled: "stopped",
+};
+
+export type Texts = ReturnType<typeof useTexts>;
+
+export function useTexts() {
+  const [url] = useUrl();
   const [settings, setSettings] = useState<Settings>(() => fromUrl(url));
   const [prompt, setPrompt] = useState(url.get("prompt") ?? "");
   const [answers, setAnswers] = useState<Answer[]>([]);
   const [shown, setShown] = useState(0);
+  return { settings, setSettings, prompt, setPrompt, answers, setAnswers, shown, setShown };
+}
+
+export function Text({ model, name, texts }: { model: string; name: string; texts: Texts }) {
+  const { settings, setSettings, prompt, setPrompt, answers, setAnswers, shown, setShown } = texts;
+  const [, setUrl] = useUrl();
+  const output = useRef<HTMLElement>(null);
   const [chosen, setChosen] = useState<number | null>(null);
   const [busy, setBusy] = useState(false);
   const abort = useRef<AbortController | null>(null);
@@ -48,7 +71,15 @@ export function Text({ model }: { model: string }) {
     abort.current?.abort();
     const controller = new AbortController();
     abort.current = controller;
-    const made: Answer = { key: Date.now(), prompt: text, tokens: forced, forced: forced.length, note: "" };
+    const made: Answer = {
+      key: Date.now(),
+      model,
+      name,
+      prompt: text,
+      tokens: forced,
+      forced: forced.length,
+      note: "",
+    };
     const update = (change: Partial<Answer>): void => {
       Object.assign(made, change);
       setAnswers((held) => held.map((candidate) => (candidate.key === made.key ? { ...made } : candidate)));
@@ -58,6 +89,7 @@ export function Text({ model }: { model: string }) {
     setChosen(null);
     setBusy(true);
     setUrl({ prompt: text || null, ...toUrl(settings) });
+    reveal(output.current);
     try {
       const { seed, ...rest } = settings;
       const body = {
@@ -78,12 +110,14 @@ export function Text({ model }: { model: string }) {
       for await (const line of lines<Line>(response)) {
         if (line.type === "token") update({ tokens: [...made.tokens, line] });
         else if (line.type === "done")
-          update({ note: `${line.finish}, ${formatValue(line.tokens_per_second)} tokens/s, seed ${line.seed}` });
+          update({
+            note: `${ENDS[line.finish] ?? line.finish}, ${formatValue(line.tokens_per_second)} tokens/s, seed ${line.seed}`,
+          });
         else if (line.type === "error") throw new Error(line.error.message);
       }
     } catch (error) {
-      if (controller.signal.aborted) update({ note: "stopped" });
-      else sayError(error);
+      update({ note: controller.signal.aborted ? "stopped" : "failed" });
+      if (!controller.signal.aborted) sayError(error);
     } finally {
       if (abort.current === controller) setBusy(false);
     }
@@ -152,15 +186,15 @@ export function Text({ model }: { model: string }) {
           onChange={(event) => setSettings({ ...settings, seed: event.currentTarget.value.replace(/\D/g, "") })}
         />
         <div className="row">
-          <Button type="submit" size="sm" disabled={busy}>
+          <SteadyButton type="submit" size="sm" off={busy}>
             Generate
-          </Button>
-          <Button size="sm" variant="default" disabled={!busy} onClick={() => abort.current?.abort()}>
+          </SteadyButton>
+          <SteadyButton size="sm" variant="default" off={!busy} onClick={() => abort.current?.abort()}>
             Stop
-          </Button>
+          </SteadyButton>
         </div>
       </form>
-      <section className="output-side" aria-label="Text">
+      <section className="output-side" aria-label="Text" ref={output}>
         <div className="card generated" aria-busy={busy}>
           {answer ? (
             <>
@@ -176,14 +210,16 @@ export function Text({ model }: { model: string }) {
           )}
         </div>
         <div className="spread dim num">
-          <span role="status">{answer?.note}</span>
+          <span role="status">{answer && [answer.name, answer.note].filter(Boolean).join(": ")}</span>
           {answer && <Legend />}
         </div>
         {answer && chosen !== null && answer.tokens[chosen] && (
           <Alternatives
             token={answer.tokens[chosen]}
             onBranch={
-              busy ? null : (option) => void generate(answer.prompt, [...answer.tokens.slice(0, chosen), option])
+              busy || answer.model !== model // another model may have other tokens
+                ? null
+                : (option) => void generate(answer.prompt, [...answer.tokens.slice(0, chosen), option])
             }
             onClose={() => setChosen(null)}
           />
@@ -228,7 +264,10 @@ function Earlier({ answers, shown, onShow }: { answers: Answer[]; shown: number;
               aria-current={answer.key === shown}
               onClick={() => onShow(answer.key)}
             >
-              {answer.forced > 0 && `branch at ${answer.forced}: `}
+              <span className="dim">
+                {answer.name}
+                {answer.forced > 0 && `, branch at ${answer.forced}`}:
+              </span>{" "}
               {(answer.prompt + answer.tokens.map((token) => token.text).join("")).slice(0, 110) || "(nothing)"}
             </button>
           </li>
