@@ -209,6 +209,8 @@ export interface ModelEntry {
   step: number | null;
   modified: number;
   loaded: boolean;
+  /** Its training captions can choose among its own. */
+  consensus: boolean;
 }
 
 export interface Models {

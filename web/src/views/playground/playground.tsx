@@ -12,9 +12,6 @@ import { Pictures, usePictures } from "./pictures";
 import { Text, useTexts } from "./text";
 import "./playground.css";
 
-/** `consensus`: its training captions can choose among its own. */
-type Listed = ModelEntry & { consensus?: boolean };
-
 /** Models on disk, and active runs, whose weights answer as they are now. */
 export default function Playground() {
   const models = useQuery(modelsQuery);
@@ -31,7 +28,7 @@ export default function Playground() {
 }
 
 /** What a person wrote and was answered is held here, above the models: another one can be asked the same. */
-function Bench({ models, runs }: { models: Listed[]; runs: RunSummary[] | undefined }) {
+function Bench({ models, runs }: { models: ModelEntry[]; runs: RunSummary[] | undefined }) {
   const { data: health } = useQuery(healthQuery);
   const [url, setUrl] = useUrl();
   const texts = useTexts();
@@ -104,7 +101,7 @@ function Bench({ models, runs }: { models: Listed[]; runs: RunSummary[] | undefi
         <Pictures
           model={asked}
           name={name}
-          consensus={entry?.consensus === true}
+          consensus={entry?.consensus ?? false}
           health={health}
           pictures={pictures}
         />
