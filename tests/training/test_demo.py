@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import limner
+from limner.cli.demo import next_steps
 from limner.cli.main import main
 from limner.config.demo import DemoConfig
 from limner.data.images import load_image
@@ -223,6 +224,9 @@ def test_demo_in_small_prints_its_figures_and_leaves_a_stock_model(tmp_path: Pat
     options = ["--steps", "3", "--batch-size", "4", "--test-scenes", "8", "--eval-images", "4", "--threads", "1"]
     assert main(["demo", "--json", "--runs-dir", str(tmp_path), "--name", "small", *options]) == 0
     figures = json.loads(capsys.readouterr().out)
+    for command in next_steps(figures["run"], figures["model"])[:2]:
+        assert main(command.split()[1:]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 2
     assert set(figures) == {
         "exact_match", "exact_match_unseen", "cider", "shuffled_exact_match", "shuffled_cider",
         "train_seconds", "captions_per_second", "peak_memory_mb", "run", "model",

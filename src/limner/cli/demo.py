@@ -61,13 +61,18 @@ def _tell(demo: Demo, figures: Figures, console: Console) -> None:
         markup=False,
     )
     console.print(f"The contact sheet: {demo.sheet}\n\nNow try:", markup=False, soft_wrap=True)
-    for command in (
-        f"limner caption {figures.model} {demo.sheet.parent / 'samples' if demo.sheet else ''}",
-        f"limner runs show {demo.result.run.name}",
+    for command in next_steps(figures.run, figures.model):
+        console.print("  " + command, markup=False, soft_wrap=True)
+
+
+def next_steps(run: str, model: str) -> list[str]:
+    """Commands that a person may try after the demo, whose run and model these are."""
+    return [
+        f"limner caption {model} {run}/samples",
+        f"limner runs tail {run}",
         "limner train --dataset FOLDER_OF_YOUR_PICTURES",
         "limner serve",
-    ):
-        console.print("  " + command, markup=False, soft_wrap=True)
+    ]
 
 
 def _captions(title: str, captioned: Captioned) -> Table:
