@@ -22,6 +22,16 @@ def run(config: ToyConfig, **task_settings):
     return train(ToyTask(config, **task_settings), config, "toy", "toy", quiet=True)
 
 
+def stopped_at(step: int, config: ToyConfig):
+    """Runs until it has come about so far, and is then stopped from outside."""
+    folder = config.runs_dir / str(config.name)
+    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, step), send_command(folder, "stop")))
+    stopper.start()
+    stopped = run(config)
+    stopper.join()
+    return stopped
+
+
 def weights(finished: Run) -> dict[str, torch.Tensor]:
     return load_file(finished.model_path / "model.safetensors")
 
@@ -59,11 +69,7 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = run(ToyConfig(runs_dir=tmp_path, name="whole"))
     config = ToyConfig(runs_dir=tmp_path, name="halves", pace=0.02)
-    folder = tmp_path / "halves"
-    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 5), send_command(folder, "stop")))
-    stopper.start()
-    first = run(config)
-    stopper.join()
+    first = stopped_at(5, config)
     assert first.reason == "stopped" and first.run.state().resumable
     assert first.run.state().status is Status.STOPPED
     second = run(config)  # the same command again
@@ -195,11 +201,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_refused_and_force_new_starts_beside(tmp_path: Path) -> None:
-    folder = tmp_path / "r"
-    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
-    stopper.start()
-    run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02))
-    stopper.join()
+    stopped_at(2, ToyConfig(runs_dir=tmp_path, name="r", pace=0.02))
     with pytest.raises(ValueError, match=r"--lr was 0\.01, is 0\.02"):
         run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, lr=0.02))
     beside = run(ToyConfig(runs_dir=tmp_path, name="r", lr=0.02, force_new=True))
@@ -231,12 +233,8 @@ def _until(condition, seconds: float = 30.0) -> None:
 
 def test_a_resumed_run_keeps_its_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` measures the machine; a resumed attempt must not come to another answer than the first."""
-    folder = tmp_path / "r"
-    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
-    stopper.start()
     monkeypatch.setattr("limner.device.bf16_speedup", lambda: 9.0)
-    run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
-    stopper.join()
+    stopped_at(2, ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
     monkeypatch.setattr("limner.device.bf16_speedup", lambda: 1.0)
     result = run(ToyConfig(runs_dir=tmp_path, name="r", pace=0.02, precision="auto"))
     starts = [event["precision"] for event in result.run.events() if event["type"] == "start"]
@@ -245,12 +243,8 @@ def test_a_resumed_run_keeps_its_arithmetic(tmp_path: Path, monkeypatch: pytest.
 
 def test_muon_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = run(ToyConfig(runs_dir=tmp_path, name="whole", optimizer="muon"))
-    folder = tmp_path / "halves"
-    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 5), send_command(folder, "stop")))
-    stopper.start()
     config = ToyConfig(runs_dir=tmp_path, name="halves", pace=0.02, optimizer="muon")
-    assert run(config).reason == "stopped"
-    stopper.join()
+    assert stopped_at(5, config).reason == "stopped"
     assert same(weights(run(config).run), weights(whole.run))
     assert losses(whole.run)[12] < losses(whole.run)[1]
     assert not same(weights(whole.run), weights(run(ToyConfig(runs_dir=tmp_path, name="adamw")).run))
@@ -279,12 +273,8 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None
 
 def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
     """A later version has more settings; what the older one did is their default."""
-    folder = tmp_path / "old"
-    stopper = threading.Thread(target=lambda: (_wait_for_step(folder, 2), send_command(folder, "stop")))
-    stopper.start()
-    run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02))
-    stopper.join()
-    path = folder / "config.json"
+    stopped_at(2, ToyConfig(runs_dir=tmp_path, name="old", pace=0.02))
+    path = tmp_path / "old" / "config.json"
     content = json.loads(path.read_text())
     del content["config"]["optimizer"], content["config"]["poison_steps"]
     path.write_text(json.dumps(content))

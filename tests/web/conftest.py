@@ -50,6 +50,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[
 
 
 @pytest.fixture
+def ended(server: Server) -> Iterator[None]:
+    """No run of a test is left at work: the next one would wait for its turn, and the playground begins with it."""
+    yield
+    for run in server.ask("GET", "/api/runs")["active"]:
+        server.ask("POST", f"/api/runs/{run}/kill")
+
+
+@pytest.fixture
 def page(chromium: Any, server: Server) -> Iterator[Any]:
     """A signed-in tab. Anything that the page throws or the browser refuses fails the test."""
     with tab(chromium, server) as page:

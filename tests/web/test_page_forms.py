@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from browser import Server
 from playwright.sync_api import expect
+
+pytestmark = pytest.mark.usefixtures("ended")
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +18,6 @@ def tried(server: Server) -> Server:
     """A finished GPT that the playground can open."""
     server.train("older", "--fake-steps", 40, "--fake-interval", 0.002, wait=True)
     return server
-
-
-@pytest.fixture(autouse=True)
-def ended(server: Server) -> Iterator[None]:
-    """No run of a test is left at work: the next one would wait for its turn, and the playground begins with it."""
-    yield
-    for run in server.ask("GET", "/api/runs")["active"]:
-        server.ask("POST", f"/api/runs/{run}/kill")
 
 
 def field(page: Any, name: str) -> Any:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import Server
 from playwright.sync_api import expect
 
-
-@pytest.fixture(autouse=True)
-def ended(server: Server) -> Iterator[None]:
-    """No run of a test is left at work: the next one would wait for its turn."""
-    yield
-    for run in server.ask("GET", "/api/runs")["active"]:
-        server.ask("POST", f"/api/runs/{run}/kill")
+pytestmark = pytest.mark.usefixtures("ended")
 
 
 def status(page: Any, name: str) -> None:

@@ -103,6 +103,7 @@ def _alignment(config: ReportData) -> Any:
 
 def _originals(config: ReportData) -> dict[str, list[str]]:
     """Captions as they were: of the file that is named, or what Limner's own sets keep beside each caption."""
+    from limner.data.manifests import json_lines
     from limner.evaluation.files import read_captions
 
     if config.original is not None:
@@ -111,8 +112,7 @@ def _originals(config: ReportData) -> dict[str, list[str]]:
     for folder in map(Path, config.dataset):
         for metadata in [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]:
             within = "" if metadata.parent == folder else f"{metadata.parent.name}/"
-            lines = metadata.read_text(encoding="utf-8-sig").split("\n")
-            for row in (json.loads(line) for line in lines if line.strip()):
+            for row, _ in json_lines(metadata.read_text(encoding="utf-8-sig"), metadata):
                 if isinstance(row, dict) and isinstance(row.get("original_captions"), list):
                     found[f"{within}{row['file_name']}"] = row["original_captions"]
     return found

@@ -161,7 +161,8 @@ class ImageCaptionDataset(Sequence[Record]):
                 continue
             used.add(sidecar)
             for file in (picture, sidecar):
-                refuse_leading_out(file, self.path.resolve(), str(self.path))
+                if file.is_symlink():  # folders that are links are not gone into
+                    refuse_leading_out(file, self.path.resolve(), str(self.path))
             try:
                 text = sidecar.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:

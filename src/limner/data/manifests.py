@@ -55,7 +55,7 @@ def read_manifest(path: Path, image_column: str | None = None, caption_column: s
         raise ManifestError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        rows: Iterable[tuple[Any, str]] = _json_lines(text, path)
+        rows: Iterable[tuple[Any, str]] = json_lines(text, path)
     elif suffix in (".csv", ".tsv"):
         rows = _table(text, path, "\t" if suffix == ".tsv" else ",")
     elif suffix == ".json":
@@ -139,7 +139,12 @@ def _pair(file: str, value: Any, path: Path) -> Entry:
     return Entry(file, [_caption(item, where) for item in values], None, where)
 
 
-def _json_lines(text: str, path: Path) -> Iterable[tuple[Any, str]]:
+def json_lines(text: str, path: Path) -> Iterable[tuple[Any, str]]:
+    """The rows of a JSONL file, each with its place; empty lines are none.
+
+    Raises:
+        ManifestError: a line is not valid JSON.
+    """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"

@@ -43,8 +43,6 @@ class CaptionLog:
             ValueError: a file is there and ``resume`` is off, or others were made with other settings.
         """
         self.folder = folder
-        self._begun: set[str] = set()
-        """Files that this process has written to."""
         known = folder / SETTINGS
         if known.is_file() and any(folder.glob("*.jsonl")):
             if not resume and any((folder / f"{name}.jsonl").is_file() for name in files):
@@ -57,6 +55,8 @@ class CaptionLog:
             if different:
                 told = ", ".join(f"{k}: {before.get(k)} there, {wanted.get(k)} now" for k in different)
                 raise ValueError(f"{folder} was made with other settings ({told}); --out names another folder.")
+            for name in files:
+                whole_lines(folder / f"{name}.jsonl")  # cuts off what a killed process left of a line
             return
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -77,12 +77,8 @@ class CaptionLog:
         return found, {image_id: why for image_id, why in bad.items() if image_id not in found}
 
     def write(self, name: str, said: Sequence[Said], bad: Mapping[str, str]) -> None:
-        """Appends; the first time, what a killed process left of a line is cut off."""
-        path = self.folder / f"{name}.jsonl"
-        if name not in self._begun:
-            self._begun.add(name)
-            whole_lines(path)
-        with open(path, "ab") as file:
+        """Appends to one of the files that the log was opened to write."""
+        with open(self.folder / f"{name}.jsonl", "ab") as file:
             rows = [asdict(one) for one in said]
             rows += [{"image_id": image_id, "unreadable": why} for image_id, why in bad.items()]
             for row in rows:

@@ -271,8 +271,7 @@ class Playground:
         try:
             captions = captioner.describe([Path(arguments["image"]).read_bytes()], **settings)
         except Stopped:
-            ended |= {"captions": [], "finish": "cancelled", "seconds": round(time.perf_counter() - began, 3)}
-            return ended
+            return ended | {"captions": [], "finish": "cancelled", "seconds": round(time.perf_counter() - began, 3)}
         shown = [_caption(captioner.tokenizer, caption) for caption in captions]
         for index, found in enumerate(shown):
             yield {"caption": found | {"index": index}}

@@ -19,8 +19,19 @@ except ImportError:  # no flock on this system: two trainers on one run are then
     fcntl = None  # type: ignore[assignment]
 
 FREE_FIELDS = frozenset(
-    {"runs_dir", "name", "resume", "force_new", "report_to", "log_every", "shard"}
-    | {"debug", "save_dir", "prune_cache", "cache_dir"}
+    {
+        "runs_dir",
+        "name",
+        "resume",
+        "force_new",
+        "report_to",
+        "log_every",
+        "shard",
+        "debug",
+        "save_dir",
+        "prune_cache",
+        "cache_dir",
+    }
 )
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
 

@@ -107,8 +107,8 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     path = _broadcast(accelerator, opened.run.path if opened else None)
     journal = Journal(path if accelerator.is_main_process else None, quiet)
     try:
-        if opened and opened.resumed:
-            journal.step = opened.run.state().step  # until its checkpoint tells, where it was
+        if opened and (kept := opened.run.checkpoints()):
+            journal.step = int(kept[-1].name.removeprefix("step-"))  # where it will go on
         journal.event("progress", phase="starting", done=0, total=1, unit="", **process_identity())
         if opened and opened.resumed:
             journal.say(f"Resuming run '{opened.run.name}'.")

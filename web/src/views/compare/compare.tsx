@@ -13,7 +13,7 @@ import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
 import { interpolate, type Mark, type Polyline } from "../../charts/track";
 import { ACTIVE, StatusPill, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
-import { useDoubt } from "../runs/doubt";
+import { useDoubt } from "../../ui/doubt";
 import { ChangedSettings, Results } from "./tables";
 import "./compare.css";
 

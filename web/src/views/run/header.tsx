@@ -16,9 +16,10 @@ import type { Connection } from "../../live/feed";
 import { Icon, type IconName } from "../../ui/icons";
 import { useKeys } from "../../ui/keys";
 import { ACTIVE, StatusPill } from "../../ui/pieces";
+import { SteadyButton } from "../../ui/steady-button";
 import { say, sayError } from "../../ui/toast";
 import { DeleteDialog, LabelsDialog } from "../runs/dialogs";
-import { useDoubt } from "../runs/doubt";
+import { useDoubt } from "../../ui/doubt";
 import { useConnection, useNumbers, useRun, useSummary } from "./context";
 
 export function RunHeader() {
@@ -120,17 +121,16 @@ function Actions({ run }: { run: RunSummary }) {
         const primary = action === "resume" && can("resume") && !(named.resume && run.status !== "queued");
         return (
           <Tooltip key={action} label={ownHelp}>
-            <Button
+            <SteadyButton
               variant={primary ? "filled" : "default"}
               className={action === "kill" ? "danger" : undefined}
               leftSection={<Icon name={icon} size={14} />}
-              aria-disabled={!can(action)}
-              data-disabled={!can(action) || undefined}
+              off={!can(action)}
               aria-busy={act.isPending && act.variables.action === action}
-              onClick={() => can(action) && (action === "kill" ? setKilling(true) : ask(action))}
+              onClick={() => (action === "kill" ? setKilling(true) : ask(action))}
             >
               {ownLabel}
-            </Button>
+            </SteadyButton>
           </Tooltip>
         );
       })}

@@ -9,7 +9,7 @@ import { useKeys } from "../../ui/keys";
 import { ACTIVE, Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { DeleteDialog, LabelsDialog } from "./dialogs";
-import { useDoubt } from "./doubt";
+import { useDoubt } from "../../ui/doubt";
 import { RunRow } from "./row";
 import "./runs.css";
 
