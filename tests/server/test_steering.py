@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until
 from starlette.testclient import TestClient
+
+from limner.runs.launch import Launch
 
 
 def status(server: ServerProcess, run: str) -> str:
@@ -125,6 +128,24 @@ def test_kill_and_the_exit_code_of_a_trainer_that_never_began(serve: Callable[..
     started(other, "never")
     failed = until(lambda: (found := other.get("/api/runs/never"))["status"] == "failed" and found)
     assert failed["detail"] == "exit code 3" and "leaves before it begins" in failed["log_tail"][-1]
+
+
+def test_a_run_goes_on_where_it_was_begun(
+    serve: Callable[..., ServerProcess], runs_dir: Path, tmp_path: Path
+) -> None:
+    server = serve(FAKE_INTERVAL=0.02)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    argv = [*FAKE_TRAINER, "train", "--runs-dir", str(runs_dir.resolve()), "--name", "own", "--steps", "9000"]
+    process = subprocess.Popen([*argv, "--fake-interval", "0.02"], cwd=elsewhere, stdout=subprocess.DEVNULL)
+    until(lambda: (runs_dir / "own" / "checkpoints").is_dir() and any((runs_dir / "own" / "checkpoints").iterdir()))
+    process.kill()
+    process.wait()
+    until(lambda: status(server, "own") == "crashed")
+    server.post("/api/runs/own/resume")
+    launch = until(lambda: Launch.load(runs_dir / "own"))
+    assert Path(psutil.Process(launch.pid).cwd()) == elsewhere
+    server.post("/api/runs/own/kill")
 
 
 def test_a_run_of_the_terminal_is_live_and_steerable(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:

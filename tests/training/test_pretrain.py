@@ -272,3 +272,15 @@ def test_a_run_that_was_refused_can_be_asked_for_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words(tmp_path, "--corpus", "nowhere")) == 1
     assert main(words(tmp_path)) == 0
+
+
+def test_a_run_is_resumed_where_its_corpus_lies(tmp_path, monkeypatch, capsys):
+    (tmp_path / "begun").mkdir()
+    monkeypatch.chdir(tmp_path / "begun")
+    Path("words.txt").write_text("to be or not to be\n" * 200)
+    pretrain(Path("runs"), corpus="words.txt", steps=3)
+    run = tmp_path / "begun" / "runs" / "run"
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "--resume", str(run)]) == 1
+    told = capsys.readouterr().err
+    assert f"begun in {tmp_path / 'begun'}, where its corpus 'words.txt' lies" in told

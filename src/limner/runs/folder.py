@@ -61,8 +61,14 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """``config.json``: ``verb``, ``config`` (the resolved settings) and ``versions``."""
+        """``config.json``: ``verb``, ``config`` (the resolved settings), ``versions``, and the working directory
+        as ``folder``."""
         return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def folder(self) -> Path:
+        """Where the run was begun, and what relative paths in its settings start from."""
+        return Path(self.config.get("folder", "."))  # older runs do not say
 
     def events(self, after_seq: int = 0) -> list[Event]:
         return [event for event in EventReader(self.events_path).read() if event["seq"] > after_seq]
@@ -213,7 +219,7 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
 
 def write_config(path: Path, verb: str, config: dict[str, Any]) -> None:
     """Writes a run's ``config.json``, whole or not at all."""
-    body = {"verb": verb, "config": config, "versions": _versions()}
+    body = {"verb": verb, "config": config, "folder": str(Path.cwd()), "versions": _versions()}
     aside = path / ".config.json.tmp"
     aside.write_text(json.dumps(body, indent=2, default=str))
     os.replace(aside, path / "config.json")

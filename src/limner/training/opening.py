@@ -94,14 +94,24 @@ def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[s
     """The settings that a run was begun with: what `--resume` starts from.
 
     Raises:
-        FileNotFoundError: there is no such run. ValueError: another verb began it.
+        FileNotFoundError: there is no such run. ValueError: another verb began it, or its data or models lie in
+            another working directory.
     """
     run = find_run(name_or_path, runs_dir)
     if run.config["verb"] != verb:
         began = run.config["verb"]
         raise ValueError(f"Run '{run.name}' was begun by `limner {began}`; continue it with that verb.")
+    settings = run.config["config"]
+    for name in settings.keys() - FREE_FIELDS:
+        value = settings[name]
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and not Path(word).exists() and (run.folder / word).exists():
+                raise ValueError(
+                    f"Run '{run.name}' was begun in {run.folder}, where its {name.replace('_', ' ')} {word!r} "
+                    "lies; resume it from there."
+                )
     # A run that was begun beside another of its name is now to be continued, not begun once more.
-    return {name: value for name, value in run.config["config"].items() if name != "force_new"}
+    return {name: value for name, value in settings.items() if name != "force_new"}
 
 
 def recorded_machine(config: RunConfig) -> tuple[str, int | None]:

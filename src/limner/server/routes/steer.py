@@ -125,7 +125,7 @@ async def resume(request: Request, id: str, wish: Resumption | None = None) -> S
     if wish is not None and wish.checkpoint is not None:
         await asyncio.to_thread(_rewind, watched, wish)
     run: Run = watched.run
-    arguments = [summary.verb, "--resume", run.name, "--runs-dir", str(runs.runs_dir)]
+    arguments = [summary.verb, "--resume", run.name, "--runs-dir", str(runs.runs_dir.resolve())]
     device = str(run.config.get("config", {}).get("device", "auto"))
     await asyncio.to_thread(launcher.submit, run, arguments, device)
     return Steered(id=id, status=(await runs.summary(id))[1].status)
