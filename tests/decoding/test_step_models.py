@@ -79,6 +79,16 @@ def test_logits_of_transformers_models(models: Any, prompts: Any, family: str, m
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_logits_of_prefixes_read_a_few_at_a_time(
+    models: Any, prompts: Any, family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_lm, "_ROWS_A_THREAD", 15)  # two prefixes, or four on two threads
+    ids, mask = prompts([7, 3, 5, 6, 2] if padded else [7, 7, 7, 7, 7])
+    walk(CachedStepModel(models[family]), plainly(models[family]), ids, mask if padded else None)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 def test_logits_of_our_gpt(prompts: Any, padded: bool) -> None:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=V, context_length=40, width=32, num_heads=4, num_layers=2, qkv_bias=True)
