@@ -2,8 +2,8 @@
 
 A batch of 8 x 256 tokens and a vocabulary of 50,257 make 103 million logits: 412 MB in fp32, and as much again for
 their gradient: more than everything else of a 30 M model together. But the loss needs of a row of logits only two
-numbers, and the gradient only products with its softmax. So rows are taken some at a time, and a chunk's logits are
-gone before the next chunk's are made.
+numbers, and the gradient only products with its softmax. So rows are taken some at a time, and of these rows the
+logits of some columns: they stay in the processor's cache until they are exponentials.
 
 With l = h W^T the logits of a row, t its target, e = exp(l - max l) and Z = sum e:
 
@@ -12,13 +12,15 @@ With l = h W^T the logits of a row, t its target, e = exp(l - max l) and Z = sum
     dW      = e^T (h / Z),  less h in row t
 
 The softmax e / Z is never formed: dividing the thin results by Z is cheaper than dividing the wide e, and e, at
-most 1, loses nothing in bf16 that the softmax would keep.
+most 1, loses nothing in bf16 that the softmax would keep. Block by block of columns max l is only known so far, and
+what was summed is scaled as it grows (online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867).
 
-Letters in the shape comments: R rows of a chunk, N rows of all, D width, V vocabulary.
+Letters in the shape comments: R rows of a chunk, N rows of all, D width, V vocabulary, C columns of a block.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -27,7 +29,9 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 128 * 2**20
-"""Logits held at once (and as much of their exponentials): 1,335 rows in bf16 at 50,257 tokens."""
+"""Exponentials held at once: 1,335 rows in bf16 at 50,257 tokens."""
+COLUMNS = 4096
+"""Logits of a row held at once: 2,048 to 8,192 give the same speed (docs/LOG.md)."""
 
 
 def summed_cross_entropy(
@@ -41,7 +45,7 @@ def summed_cross_entropy(
         hidden: (..., D), the states before the head.
         weight: (V, D), the head's matrix; where it does not train, its gradient is not made.
         targets: (...) int64; -100 is not supervised.
-        chunk_rows: rows whose logits are held at once; None: as many as `CHUNK_BYTES` has room for.
+        chunk_rows: rows whose exponentials are held at once; None: as many as `CHUNK_BYTES` has room for.
         compiled: take the exponentials with a compiled kernel; pays from some hundred steps on.
     """
     kind = hidden.device.type
@@ -56,41 +60,56 @@ def summed_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are made in the forward pass, while a chunk's logits are there; backward only scales them."""
+    """The gradients are made in the forward pass, while a chunk's exponentials are there; backward scales them."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, exponentials: Callable
     ) -> Tensor:
         matrix = weight.to(hidden.dtype)  # (V, D)
+        blocks = matrix.split(COLUMNS)  # (C, D) each
         supervised = targets >= 0  # (N)
         targets = targets.clamp(min=0)
         learning = any(ctx.needs_input_grad)
         hidden_gradient = torch.empty_like(hidden) if learning else None
-        weight_gradient: Tensor | None = None
+        weight_gradient = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        # Rows that begin at multiples of 64 numbers: the product is a third faster than with rows of 50,257.
-        room = hidden.new_empty(2 if learning else 1, min(chunk_rows, len(hidden)), -(-len(matrix) // 64) * 64)
+        # Rows that begin at multiples of 64 numbers, not at powers of two: products are a third faster so.
+        shape = min(chunk_rows, len(hidden)), -(-len(blocks[0]) // 64) * 64 + 64
+        room, kept = hidden.new_empty(shape), hidden.new_empty(len(blocks) if learning else 1, *shape)
         # oneDNN's bf16 product of odd widths reads on into the padding, times zero: that must not be times NaN.
-        room[..., len(matrix) :] = 0
+        kept[-1, :, len(blocks[-1]) :] = 0
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
             chunk, counts = hidden[rows], supervised[rows, None].float()  # (R, D), (R, 1)
-            logits = torch.mm(chunk, matrix.T, out=room[0, : len(chunk), : len(matrix)])  # (R, V)
-            of_target = logits.gather(1, targets[rows, None]).float()  # (R, 1)
-            if hidden_gradient is None:
-                total += ((logits.float().logsumexp(1, keepdim=True) - of_target) * counts).sum()
-                continue
-            e = room[1, : len(chunk), : len(matrix)]  # (R, V)
-            largest, z = exponentials(logits, e)  # (R, 1) each
-            total += ((largest + z.log() - of_target) * counts).sum()
+            R = len(chunk)
+            of_target = matrix[targets[rows]].float()  # (R, D)
+            gradient = torch.zeros_like(chunk, dtype=torch.float32) if learning else None  # e W
+            z, largest = torch.zeros_like(counts), torch.full_like(counts, -math.inf)
+            maxima = []
+            for number, block in enumerate(blocks):
+                C = len(block)
+                logits = torch.mm(chunk, block.T, out=room[:R, :C])  # (R, C)
+                e = kept[number if learning else 0, :R, :C]
+                before = largest
+                largest, sums = exponentials(logits, before, e)  # (R, 1) each
+                growth = (before - largest).exp()
+                z.mul_(growth).add_(sums)
+                if gradient is not None:
+                    gradient.mul_(growth).add_(e @ block)
+                maxima.append(largest)
+            logit = (chunk.float() * of_target).sum(1, keepdim=True).to(chunk.dtype)  # rounded as those in z are
+            total += ((largest + z.log() - logit.float()) * counts).sum()
             share = counts / z
-            hidden_gradient[rows] = (e @ matrix).float() * share - matrix[targets[rows]].float() * counts
-            if not ctx.needs_input_grad[1]:
+            if hidden_gradient is not None and gradient is not None:
+                hidden_gradient[rows] = gradient * share - of_target * counts
+            if weight_gradient is None:
                 continue
-            product = e.T @ (chunk * share.to(chunk.dtype))  # (V, D)
             # Over chunks the sum is kept in fp32: in bf16 each addition would cost a hundredth of a small gradient.
-            weight_gradient = product.float() if weight_gradient is None else weight_gradient.add_(product)
+            for e, maximum, part in zip(kept, maxima, weight_gradient.split(COLUMNS), strict=True):
+                scaled = chunk * (share * (maximum - largest).exp()).to(chunk.dtype)  # (R, D)
+                product = e[:R, : len(part)].T @ scaled  # (C, D)
+                part.copy_(product) if start == 0 else part.add_(product)
         if weight_gradient is not None:
             weight_gradient.index_add_(0, targets, (hidden * supervised[:, None]).float(), alpha=-1)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
@@ -107,13 +126,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_gradient.mul_(scales[0]), by_weight, None, None, None
 
 
-def _exponentials(logits: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes exp(l - max) of logits (R, V) into e; gives max and the exponentials' sum, (R, 1) in fp32.
+def _exponentials(logits: Tensor, before: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes exp(l - max) of logits (R, C) into e, max being at least ``before``; gives max and the sum of e, both
+    (R, 1) in fp32.
 
     Not in place: compiled, that would take more than twice as long.
     """
     values = logits.float()
-    largest = values.amax(1, keepdim=True)
+    largest = torch.maximum(before, values.amax(1, keepdim=True))
     exponentials = torch.exp(values - largest)
     e.copy_(exponentials)
     return largest, exponentials.sum(1, keepdim=True)
