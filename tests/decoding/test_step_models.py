@@ -22,7 +22,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from limner.decoding import Prefix, StepModel, cached_lm, get_decoder, linear, step_model
+from limner.decoding import Prefix, StepModel, cached_lm, get_decoder, linear, recorded, step_model
 from limner.decoding.cached_lm import CachedStepModel
 from limner.decoding.step_model import TransformersStepModel
 from limner.models.gpt import GPTConfig, GPTModel
@@ -76,6 +76,61 @@ def plainly(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 def test_logits_of_transformers_models(models: Any, prompts: Any, family: str, make: Any, padded: bool) -> None:
     ids, mask = prompts([7, 3, 5, 6] if padded else [6, 6, 6, 6])
     walk(make(models[family]), plainly(models[family]), ids, mask if padded else None)
+
+
+def again(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """What a CUDA graph does, without one: the same work on the same memory, its result in the same place."""
+    result = work().clone()
+
+    def replay() -> None:
+        result.copy_(work())
+
+    return replay, result
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_logits_of_steps_that_are_replayed(
+    models: Any, prompts: Any, family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replays = 0
+
+    def counted(work: Callable[[], torch.Tensor]) -> Any:
+        replay, result = again(work)
+
+        def and_count() -> None:
+            nonlocal replays
+            replays += 1
+            replay()
+
+        return and_count, result
+
+    steps = CachedStepModel(models[family])
+    steps.record = counted
+    ids, mask = prompts([7, 3, 5, 6] if padded else [6, 6, 6, 6])
+    walk(steps, plainly(models[family]), ids, mask if padded else None)
+    monkeypatch.setattr(recorded, "WARM_UP", 0)
+    walk(steps, plainly(models[family]), ids, mask if padded else None)
+    assert replays > 10
+    inputs = {"input_ids": ids, "prefix_mask": mask}
+    for name, settings in (("greedy", {}), ("beam", {"num_beams": 3})):
+        decoder = get_decoder(name, max_new_tokens=12, **settings)
+        plain = decoder.decode(CachedStepModel(models[family]), **inputs)
+        for ours, theirs in zip(decoder.decode(steps, **inputs), plain, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_step_that_cannot_be_recorded_is_computed(models: Any, prompts: Any) -> None:
+    def fails(work: Callable[[], torch.Tensor]) -> Any:
+        raise RuntimeError("no graphs here")
+
+    steps = CachedStepModel(models["llama"])
+    steps.record = fails
+    ids, _ = prompts([6, 6])
+    decoder = get_decoder("greedy", max_new_tokens=8, eos_token_id=[])
+    with pytest.warns(UserWarning, match="no graphs here"):
+        tokens, _ = decoder.decode(steps, input_ids=ids)
+    assert torch.equal(tokens, decoder.decode(CachedStepModel(models["llama"]), input_ids=ids)[0])
 
 
 @pytest.mark.parametrize("padded", [False, True])

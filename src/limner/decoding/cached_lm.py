@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from limner.decoding.kv_state import KVState
 from limner.decoding.linear import kernel
+from limner.decoding.recorded import Recorded, cuda_graph
 from limner.decoding.step_model import Prefix, special_tokens
 from limner.decoding.weights import Matrix, Norm, Weights, read_weights, stacked
 from limner.device import give_back_freed_memory, multiplies
@@ -110,23 +111,28 @@ class _Layers(nn.Module):
         self,
         x: Tensor,
         turn: Tensor | None,
+        added: Tensor | None,
+        indices: Tensor | None,
         new: list[Tensor],
         keys: list[Tensor],
         values: list[Tensor],
-        added: Tensor | None,
     ) -> Tensor:
         """One new token of each row, (A, G, D) -> (A, G, D).
 
         Args:
             turn: complex (A or 1, 1, 1, K / 2), or None.
-            new, keys, values: `KVState.places`.
             added: to the scores, (A Hkv, 1, G r, S); None: nothing.
+            indices: `KVState.indices`.
+            new, keys, values: `KVState.places`.
         """
         A, G, _ = x.shape
         Hkv, r = self.num_kv_heads, self.num_heads // self.num_kv_heads
         for n in range(len(new)):
             query, keys_values = self._heads(x, turn, n)  # (A, G, H, K)
-            new[n].copy_(keys_values)
+            if indices is None:
+                new[n].copy_(keys_values)
+            else:
+                new[n].index_copy_(3, indices, keys_values.to(new[n].dtype))
             # Query heads that share keys stand as further queries of one head, beams too: one read of the cache.
             query = query.to(keys[n].dtype).view(A, G, Hkv, r, -1).transpose(1, 2).reshape(A * Hkv, 1, G * r, -1)
             mixed = F.scaled_dot_product_attention(query, keys[n], values[n], attn_mask=added)  # (A Hkv, 1, G r, K)
@@ -210,6 +216,7 @@ class CachedStepModel:
         self.stream = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
         self.weights: Weights = weights
+        self.record = cuda_graph if self.device.type == "cuda" else None
 
         def packed(matrices: list[Matrix], pair: bool) -> nn.Module:
             def one_by_one() -> Iterator[Matrix]:
@@ -250,7 +257,8 @@ class CachedStepModel:
         room = P + num_beams * max_new_tokens
         shape = (len(weights.layers), 2, A, weights.num_kv_heads, room, weights.head_width)
         real = None if prefix.mask is None else prefix.mask.to(self.device)
-        state = KVState(shape, self.dtype, positions[:, -1] + 1, P, real)
+        recorded = Recorded(self.record) if self.record else None
+        state = KVState(shape, self.dtype, positions[:, -1] + 1, P, real, recorded)
         allowed = None if real is None else self._causal(real)
         x = self._embedded(prefix.ids, prefix.embeds, positions, state.longest)  # (A, P, D)
         last = self._read(x, self._turn(positions), state.layers, allowed)  # (A, D)
@@ -277,7 +285,12 @@ class CachedStepModel:
         positions = state.position[:, None]  # (A or 1, 1)
         x = self._embedded(state.by_slot(tokens).view(A, G), None, positions, state.longest)  # (A, G, D)
         turn = self._turn(positions)
-        x = self.layers.step(x, turn, *state.places(), added)
+        inputs, places = (x, turn, added, state.indices()), state.places()
+        if state.recorded is None:
+            x = self.layers.step(*inputs, *places)
+        else:
+            key = state.block.data_ptr(), A, G
+            x = state.recorded(lambda *held: self.layers.step(*held, *places), inputs, key)
         state.end_step()
         return self.head(state.by_row(x.flatten(0, 1)))
 

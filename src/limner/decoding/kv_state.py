@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limner.decoding.recorded import Recorded
+
 _NEVER = float("-inf")
 
 
@@ -24,14 +26,24 @@ class KVState:
     Args:
         shape: (L, 2, A, heads, S, K): layers, keys and values, slots, key-value heads, positions, head width.
         position: (A,) the position of each prefix's next token, or (1,) where it is the same in all.
+        longest: P, the positions that a prefill fills.
         real: (A, P) bool, False where a prefix is padded; None: nowhere.
+        recorded: by whom a step's work is replayed, for which shapes may not grow: a step then sees the whole block,
+            what is not written yet hidden.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, position: Tensor, longest: int, real: Tensor | None
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        position: Tensor,
+        longest: int,
+        real: Tensor | None,
+        recorded: Recorded | None = None,
     ) -> None:
         self.device = position.device
-        self._hold(torch.empty(shape, dtype=dtype, device=self.device))
+        self.recorded = recorded
+        self._hold((torch.zeros if recorded else torch.empty)(shape, dtype=dtype, device=self.device))
         self.used = 0
         """Positions filled."""
         self.longest = longest
@@ -45,9 +57,10 @@ class KVState:
         """(A,) which running prefix lies in each slot; None where they lie in order."""
         self.mask: Tensor | None = None
         """(A, G, S) by slot, added to the scores: 0 or -inf; None where every row sees everything."""
-        if real is not None:
+        if real is not None or recorded:
             self.mask = self._hidden(shape[2], 1)
-            self.mask[:, 0, : real.shape[1]].masked_fill_(real, 0.0)
+            seen = self.mask[:, 0, :longest]
+            seen.zero_() if real is None else seen.masked_fill_(real, 0.0)
 
     def _hold(self, block: Tensor) -> None:
         self.block = block  # (L, 2, A0, heads, S, K); slots beyond A are free
@@ -73,7 +86,7 @@ class KVState:
         """Makes room for a token of each row and shows it to its row.
 
         Returns:
-            What is added to the scores: (A num_kv_heads, 1, G heads_per_key, used + G), or None for nothing.
+            What is added to the scores: (A num_kv_heads, 1, G heads_per_key, seen), or None for nothing.
         """
         self._ensure_room()
         self.longest += 1
@@ -81,17 +94,28 @@ class KVState:
             return None
         new = slice(self.used, self.used + self.num_rows)
         self.mask[:, :, new].diagonal(dim1=1, dim2=2).zero_()
-        seen = self.mask[:, :, : new.stop].repeat_interleave(heads_per_key, 1)
+        seen = self.mask[:, :, : self.seen].repeat_interleave(heads_per_key, 1)
         return seen.repeat_interleave(num_kv_heads, 0)[:, None]
 
+    @property
+    def seen(self) -> int:
+        """Positions that a step looks at."""
+        return self.block.shape[4] if self.recorded else self.used + self.num_rows
+
     def places(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each layer where a step's keys and values go, (2, A, heads, G, K), and all keys and all values with
-        them, (A heads, 1, used + G, K) each. Views, made for all layers at once."""
+        """Of each layer where a step's keys and values go, (2, A, heads, G, K), or where they go by `indices`,
+        (2, A, heads, seen, K); and all keys and all values with them, (A heads, 1, seen, K) each. Views, made for
+        all layers at once."""
         block = self.block.narrow(2, 0, self.num_prefixes)
-        new = block.narrow(4, self.used, self.num_rows)
-        seen = block.narrow(4, 0, self.used + self.num_rows).flatten(2, 3).unsqueeze(3)
-        keys, values = seen.unbind(1)
+        new = block if self.recorded else block.narrow(4, self.used, self.num_rows)
+        keys, values = block.narrow(4, 0, self.seen).flatten(2, 3).unsqueeze(3).unbind(1)
         return list(new.unbind(0)), list(keys.unbind(0)), list(values.unbind(0))
+
+    def indices(self) -> Tensor | None:
+        """(G,) the positions of a step's keys and values, where the work is recorded."""
+        if not self.recorded:
+            return None
+        return torch.arange(self.used, self.used + self.num_rows, device=self.device)
 
     def end_step(self) -> None:
         self.used += self.num_rows
