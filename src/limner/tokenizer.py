@@ -70,6 +70,10 @@ class Tokenizer(ABC):
             ValueError: there is no such token.
         """
 
+    def vocabulary(self) -> list[bytes]:
+        """What each id stands for."""
+        return [self.token_bytes(id) for id in range(self.vocab_size)]
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self.token_bytes, ids))
 

@@ -212,6 +212,20 @@ def test_initial_weights_keep_their_tokenizer(tmp_path):
         prepared(tmp_path, init_from=str(source), **ITS_OWN | {"tokenizer": str(other)})
 
 
+def test_gpt2s_own_weights_keep_its_tokenizer(tmp_path, real_data, monkeypatch):
+    folder = real_data / "tokenizers"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder / "tiktoken_cache"))
+    rows = []
+    for tokenizer in (None, "gpt2", str(folder / "gpt2")):  # tiktoken's and transformers' files of one vocabulary
+        config = PretrainConfig(config="gpt2-124m", corpus="tiny", cache_dir=tmp_path, tokenizer=tokenizer)
+        task = PretrainTask(config)
+        task.prepare_data(lambda *_: None)
+        rows.append(task.training.ids.tolist())
+    assert rows[0] == rows[1] == rows[2] and task.tokenizer.vocab_size == 50257
+    with pytest.raises(ValueError, match="weights of gpt2-124m were trained with another tokenizer than 'byte'"):
+        PretrainTask(config.model_copy(update={"tokenizer": "byte"})).prepare_data(lambda *_: None)
+
+
 def test_windows_are_named_without_a_list(tmp_path, capsys):
     result = pretrain(tmp_path, steps=2, eval_freq=0, stride=3)
     assert not (result.run.path / "examples.json").exists()

@@ -148,7 +148,7 @@ class PretrainTask(Task):
             return asked
         if asked is None:
             return own
-        if asked.stock().get_vocab() != own.stock().get_vocab():
+        if asked.vocabulary() != own.vocabulary():
             raise ValueError(
                 f"The weights of {source} were trained with another tokenizer than '{config.tokenizer}', whose ids "
                 "mean other strings; leave out --tokenizer, and the model's own is used."
