@@ -7,8 +7,14 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
-from limner.tokenizer import Tokenizer, get_tokenizer, train_bpe
+from limner.tokenizer import END_OF_TEXT, Tokenizer, get_tokenizer, train_bpe
 
 TEXT = "The painter drew a red circle. The red circle was small; the painter's hand was not. " * 20
 
@@ -121,8 +127,62 @@ def test_a_sentencepiece_like_tokenizer_is_read(real_data):
     tokenizer = get_tokenizer(real_data / "models" / "stories260k")
     text = "Once upon a time, there was a girl named Zoë."
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids).strip() == text
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == b" " + text.encode()  # SentencePiece begins every text with a space
     assert tokenizer.vocab_size == 512 and len(ids) < len(text)
+
+
+def stock_bpe(*added: AddedToken, **special: str) -> PreTrainedTokenizerFast:
+    """The learned BPE with further tokens, as other families have them."""
+    backend = Backend.from_str(BPE.stock().backend_tokenizer.to_str())
+    backend.add_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": END_OF_TEXT} | special))
+
+
+def test_added_tokens_stand_for_their_own_text(tmp_path):
+    """GPT-NeoX has runs of spaces as added tokens, which are not in the byte-level alphabet."""
+    stock = stock_bpe(AddedToken("    ", normalized=True, special=False))
+    stock.save_pretrained(tmp_path)
+    tokenizer, text = get_tokenizer(tmp_path), "The\n    red circle"
+    assert tokenizer.encode(text) == stock(text)["input_ids"]
+    assert "    " in tokenizer.tokenize(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == stock.decode(stock(text)["input_ids"]) == text
+
+
+def test_ids_with_gaps_are_below_the_vocabulary_size(tmp_path):
+    vocabulary = {"<unk>": 0, "</s>": 1, "a": 10, "b": 70_000}
+    backend = Backend(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = Split("", "isolated")
+    backend.decoder = Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>").save_pretrained(tmp_path)
+    tokenizer = get_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.unk_id, tokenizer.bos_id) == (70_001, 0, None)
+    assert tokenizer.encode("abc") == [10, 70_000, 0]
+    assert tokenizer.decode([10, 11, 70_000]) == "ab" and tokenizer.piece(11) == ""  # a model may draw a gap
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE, BPE], ids=["byte", "bpe"])
+def test_ids_that_no_token_has_are_named(tokenizer):
+    for id in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=rf"no token {id}; ids are 0 to {tokenizer.vocab_size - 1}"):
+            tokenizer.decode([97, id])
+
+
+def test_a_prompt_begins_as_a_text_does(tmp_path):
+    assert BYTE.opening == BPE.opening == []
+    assert BYTE.encode_prompt("a") == [97] and BYTE.encode_prompt("") == [256]
+    stock_bpe(AddedToken("<s>", special=True), bos_token="<s>").save_pretrained(tmp_path)
+    tokenizer = get_tokenizer(tmp_path)
+    assert tokenizer.opening == [tokenizer.bos_id] != [tokenizer.eos_id]
+    assert tokenizer.encode_prompt("a") == [tokenizer.bos_id, *tokenizer.encode("a")]
+    assert tokenizer.encode_prompt("") == [tokenizer.bos_id]
+
+
+def test_a_model_without_a_vocabulary_is_no_tokenizer(tmp_path):
+    """transformers makes up an empty one from the model's type."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="no vocabulary; give a folder"):
+        get_tokenizer(tmp_path)
 
 
 def test_missing_vocabularies_say_what_to_do(tmp_path, monkeypatch):

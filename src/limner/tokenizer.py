@@ -29,7 +29,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 class Tokenizer(ABC):
     """Encodes text without adding anything to it: what is decoded again is the text, character for character.
 
-    Names of special tokens in a text (such as "<|endoftext|>") are ordinary text; `eos_id` is put in by number.
+    SentencePiece's tokenizers are an exception: most begin every text with a space, and some drop spaces or put
+    <unk> for what they do not know. Names of special tokens in a text (such as "<|endoftext|>") are ordinary text;
+    `eos_id` is put in by number.
     """
 
     name: str
@@ -40,23 +42,37 @@ class Tokenizer(ABC):
     """The token that ends a text."""
     bos_id: int | None
     """The token that begins a text, where the family has one (GPT-2 uses its end token)."""
+    unk_id: int | None = None
+    """The token for text that the tokenizer does not know; None: it knows all text."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
+    @property
+    def opening(self) -> list[int]:
+        """What stands before every text, in training and in prompts: a token that begins texts and ends none."""
+        return [] if self.bos_id is None or self.bos_id == self.eos_id else [self.bos_id]
+
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that a model is to continue, behind the token that begins one where there is such."""
-        ids = self.encode(text)
-        begins = self.bos_id is not None and (not ids or self.bos_id != self.eos_id)
-        return [self.bos_id, *ids] if begins else ids  # type: ignore[list-item]
+        """The ids of a text that a model is to continue; of an empty one the token that begins (or ends) texts."""
+        ids = self.opening + self.encode(text)
+        return ids or ([] if self.bos_id is None else [self.bos_id])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     @abstractmethod
     def token_bytes(self, id: int) -> bytes:
-        """What a token stands for; special tokens stand for their name."""
+        """What a token stands for; special tokens stand for their name.
+
+        Raises:
+            ValueError: there is no such token.
+        """
+
+    def vocabulary(self) -> list[bytes]:
+        """What each id stands for."""
+        return [self.token_bytes(id) for id in range(self.vocab_size)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self.token_bytes, ids))
@@ -69,7 +85,7 @@ class Tokenizer(ABC):
         return [self.decode(ids) for ids in batch]
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any byte string, UTF-8 or not; `decode_bytes` gives it back.
+        """The ids of any byte string, UTF-8 or not; byte-level tokenizers' `decode_bytes` gives it back.
 
         Raises:
             ValueError: the data is not UTF-8 and the tokenizer has no tokens for single bytes.
@@ -84,6 +100,9 @@ class Tokenizer(ABC):
                 ids.append(self._byte_id(ord(character) - 0xDC00))
                 start = position + 1
         return ids + self.encode(text[start:])
+
+    def _no_token(self, id: int) -> ValueError:
+        return ValueError(f"The tokenizer '{self.name}' has no token {id}; ids are 0 to {self.vocab_size - 1}.")
 
     def _byte_id(self, byte: int) -> int:
         raise ValueError(f"The tokenizer '{self.name}' has no token for the byte 0x{byte:02X}; give it UTF-8 text.")
@@ -176,6 +195,8 @@ class _Bytes(Tokenizer):
         return list(text.encode())
 
     def token_bytes(self, id: int) -> bytes:
+        if not 0 <= id < self.vocab_size:
+            raise self._no_token(id)
         return END_OF_TEXT.encode() if id == self.eos_id else bytes([id])
 
     def _byte_id(self, byte: int) -> int:
@@ -212,10 +233,9 @@ class _Tiktoken(Tokenizer):
         return self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def token_bytes(self, id: int) -> bytes:
+        if not 0 <= id < self.vocab_size:
+            raise self._no_token(id)
         return self.encoding.decode_single_token_bytes(id)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return self.encoding.decode_bytes(list(ids))
 
     def _byte_id(self, byte: int) -> int:
         return self.encoding.encode_single_token(bytes([byte]))
@@ -251,13 +271,14 @@ class _Stock(Tokenizer):
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.vocab_size = len(stock)
+        self.vocab_size = 1 + max(stock.get_vocab().values())  # ids may have gaps
         if stock.eos_token_id is None:
             raise ValueError(f"The tokenizer '{name}' has no end-of-text token, which a language model needs.")
         self.eos_id = stock.eos_token_id
         self.bos_id = stock.bos_token_id
         self._byte_level = "ByteLevel" in str(stock.backend_tokenizer.decoder)
-        self._specials = set(stock.all_special_ids)
+        self.unk_id = None if stock.unk_token_id in (self.eos_id, self.bos_id) else stock.unk_token_id
+        self._added = {id: token.content for id, token in stock.added_tokens_decoder.items()}
 
     def encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -266,11 +287,13 @@ class _Stock(Tokenizer):
         return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def token_bytes(self, id: int) -> bytes:
+        if not 0 <= id < self.vocab_size:
+            raise self._no_token(id)
+        if id in self._added:  # special or not, an added token is found in a text as it is written
+            return self._added[id].encode()
         token = self._backend.id_to_token(id)
-        if token is None:
-            raise ValueError(f"The tokenizer '{self.name}' has no token {id}; ids are below {self.vocab_size}.")
-        if id in self._specials:
-            return token.encode()
+        if token is None:  # a gap in the ids, of which a model may draw one: no text, as stock tokenizers say
+            return b""
         if self._byte_level:
             values = _byte_values()
             return bytes(values[character] for character in token)
@@ -312,6 +335,8 @@ def _load_stock(source: str) -> Any:
         raise OSError(f"The tokenizer '{source}' is not here and could not be fetched; {advice}.") from error
     if not isinstance(stock, PreTrainedTokenizerFast):
         raise ValueError(f"The tokenizer {source} has no tokenizer.json (a fast tokenizer); {advice}.")
+    if not stock.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # transformers makes one up, empty
+        raise ValueError(f"{source} holds a model's settings, but no vocabulary; {advice}.")
     return stock
 
 

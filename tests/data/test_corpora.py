@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from limner.data.corpora import CORPORA, Corpus, load_corpus
@@ -24,9 +26,12 @@ def test_files_and_folders(tmp_path):
     assert load_corpus(tmp_path / "b.txt") == Corpus("b", ("second",))
 
 
-def test_bad_sources_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no corpus 'nothing'"):
-        load_corpus("nothing")
+def test_bad_sources_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for name in ("nothing", "./nope", "../nope", "texts/typo", "a/b/c", "mine/words.txt"):
+        with pytest.raises(FileNotFoundError, match=rf"^There is no file or folder '{re.escape(name)}' here, and"):
+            load_corpus(name)
     with pytest.raises(ValueError, match="holds no text file"):
         load_corpus(tmp_path)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
@@ -89,7 +94,9 @@ def test_what_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(OSError, match=r"verdict\.txt.*--corpus tiny"):
         load_corpus("verdict", tmp_path)
-    with pytest.raises(OSError, match="could not be loaded from the hub"):
+    with pytest.raises(
+        OSError, match=r"no file or folder .* here, and no data set .* could be loaded from the hub"
+    ):
         load_corpus("tinystories", tmp_path)
 
 

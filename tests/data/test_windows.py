@@ -42,6 +42,12 @@ def test_too_small_texts_shrink_the_window_and_say_so():
     assert fit_windows(np.arange(500), np.arange(65), context=64)[2] == []
 
 
+def test_a_stride_that_would_leave_out_text_is_refused():
+    with pytest.raises(ValueError, match="stride of 65 would leave out text between windows of 64 tokens"):
+        fit_windows(np.arange(500), np.arange(500), context=64, stride=65)
+    assert fit_windows(np.arange(50), np.arange(50), context=64, stride=64)[0].stride == 49  # told with the length
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_left_is_an_error(count):
     with pytest.raises(ValueError, match=f"validation text has {count} token"):
@@ -57,6 +63,18 @@ def test_documents_are_encoded_once_and_separated(tmp_path):
     again = encoded(("ab", "c"), BYTE, tmp_path, lambda *progress: told.append(progress))
     assert again.tolist() == ids.tolist() and len(told) == 1
     assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_each_document_begins_as_a_prompt_does(tmp_path, monkeypatch):
+    class Beginning(type(BYTE)):
+        bos_id = 7
+
+    tokenizer = Beginning()
+    assert encoded(("ab", "", "c"), tokenizer, tmp_path).tolist() == [7, 97, 98, 256, 7, 256, 7, 99]
+    assert encoded((), tokenizer, tmp_path).tolist() == []
+    monkeypatch.setattr(windows, "_PIECE", 2)  # a document in several pieces begins once
+    ids = encoded(("a\nb\nc\nd\n",), tokenizer, tmp_path).tolist()
+    assert ids == tokenizer.encode_prompt("a\nb\nc\nd\n")
 
 
 def test_another_text_or_tokenizer_is_another_file(tmp_path):
@@ -105,6 +123,8 @@ def test_reference_lines_of_known_sources():
     assert lines.uniform == pytest.approx(math.log(8))
     assert lines.unigram == pytest.approx(math.log(2))
     assert lines.bigram == pytest.approx(0, abs=1e-6)
+    only = reference_lines(np.array([3] * 10), vocab_size=8)
+    assert f"{only.unigram:.2f} {only.bigram:.2f}" == "0.00 0.00"  # and not -0.00
     # independent draws: knowing the one before does not help
     draws = np.random.default_rng(0).integers(0, 4, 200_000)
     lines = reference_lines(draws, vocab_size=4)

@@ -240,6 +240,11 @@ def test_contradictions_are_refused():
         GPTConfig(width=30, num_heads=4)
     with pytest.raises(ValueError, match="num_layers must be at least 1"):
         GPTConfig(num_layers=0)
+    for width in (0, -3):
+        with pytest.raises(ValueError, match=f"feed_forward_width must be at least 1; it is {width}"):
+            GPTConfig(feed_forward_width=width)
+    with pytest.raises(ValueError, match="'gelu' or 'relu'; it is 'swish'"):
+        GPTConfig(activation="swish")
 
 
 def test_stock_copy_shares_nothing():

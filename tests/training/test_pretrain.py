@@ -13,7 +13,9 @@ from torch.testing import assert_close
 
 from limner.cli.main import main
 from limner.config.pretrain import PretrainConfig
+from limner.data.corpora import CORPORA, Corpus
 from limner.models.gpt import GPTConfig, GPTModel
+from limner.tokenizer import get_tokenizer, train_bpe
 from limner.training.pretrain_task import PretrainTask
 from limner.training.trainer import train
 
@@ -23,6 +25,10 @@ SMALL = {
     "corpus": "tiny", "tokenizer": "byte", "context_length": 32, "width": 32, "num_heads": 4, "num_layers": 2,
     "batch_size": 4, "lr": 3e-3, "device": "cpu", "precision": "fp32", "threads": 1, "eval_iters": 2,
 }  # fmt: skip
+
+
+ITS_OWN = dict.fromkeys(("width", "num_heads", "num_layers"))
+"""Over `SMALL`: a shape that weights bring."""
 
 
 def pretrain(folder: Path, name: str = "run", **settings):
@@ -105,13 +111,63 @@ def test_the_log_tells_how_to_read_the_curve(tmp_path):
     assert all(sample["text"] for sample in samples)
 
 
-def test_bits_per_byte_compares_tokenizers(tmp_path):
-    # A uniform guess costs log2(V) bits a token, whatever a token is; per byte it is spread over a token's bytes.
-    task = prepared(tmp_path, tokenizer="bpe", vocab_size=512)
-    assert task.text_facts["bytes_per_token"] > 2
-    readings = task.readings(math.log(512))
-    assert readings["perplexity"] == pytest.approx(512)
-    assert readings["bits_per_byte"] == pytest.approx(9 / task.text_facts["bytes_per_token"])
+def test_bits_per_byte_are_those_of_each_split(tmp_path):
+    # The tokenizer learns the training text, of which a token is several bytes; of the other it is hardly one.
+    text = tmp_path / "text.txt"
+    text.write_text("the red circle " * 900 + "\n" + "QZX vJk wqP! " * 100)
+    fields = {"corpus": str(text), "tokenizer": "bpe", "vocab_size": 300, "context_length": 8}
+    result = pretrain(tmp_path, steps=2, eval_freq=2, **fields)
+    (start,) = events(result, "start")
+    # What coding a whole text costs, over its bytes (all characters are ASCII)
+    for event, loss, split in (("metrics", "loss", "training"), ("validation", "eval_loss", "validation")):
+        (*_, told) = events(result, event)
+        bits = told[loss] / math.log(2) * start[f"{split}_tokens"]
+        assert told["bits_per_byte"] == pytest.approx(bits / start[f"{split}_characters"])
+        assert told["perplexity"] == pytest.approx(math.exp(told[loss]))
+    assert start["training_bytes_per_token"] > 3 * start["validation_bytes_per_token"]
+
+
+def test_bits_per_byte_of_documents_count_what_stands_between_them(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number:02}.txt").write_text("abc")
+    task = prepared(tmp_path, corpus=str(tmp_path), context_length=4)
+    for split, ids in (("training", task.training.ids), ("validation", task.validation.ids)):
+        letters = int((ids < 256).sum())
+        bits = task.readings(math.log(2), split)["bits_per_byte"]  # one bit a token
+        assert bits == pytest.approx(len(ids) / letters) and bits > 1.2
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "the": 2, "a": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "tokenizer"
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    task = PretrainTask(PretrainConfig(**(SMALL | {"cache_dir": tmp_path, "tokenizer": str(folder)})))
+    task.prepare_data(lambda *_: None)
+    ids = [*task.training.ids, *task.validation.ids]
+    (note,) = task.notes
+    assert note.startswith(
+        f"{ids.count(0):,} of {len(ids):,} tokens stand for text that the tokenizer does not know"
+    )
+    assert prepared(tmp_path).notes == []
+
+
+def test_training_samples_and_generate_begin_alike(tmp_path, real_data, capsys):
+    """With a SentencePiece tokenizer: a token of its own begins texts, and a decoded text loses its first space."""
+    tokenizer = str(real_data / "models" / "stories260k")
+    result = pretrain(tmp_path, steps=30, lr=1e-2, eval_freq=0, tokenizer=tokenizer, sample_tokens=12)
+    task = prepared(tmp_path, tokenizer=tokenizer)
+    assert task.training.ids[0] == task.validation.ids[0] == task.tokenizer.bos_id != task.tokenizer.eos_id
+    assert task.notes == []
+    model = GPTModel.from_pretrained(result.run.model_path).eval()
+    sample = task.sample(model, {"prompt": "The goose", "temperature": 0, "max_tokens": 12})
+    arguments = ["--prompt", "The goose", "--max-tokens", "12", "--temperature", "0", "--json"]
+    assert main(["generate", str(result.run.model_path), *arguments]) == 0
+    assert sample["text"] == json.loads(capsys.readouterr().out)["text"]
+    assert sample["text"].startswith(" ")
 
 
 def test_validation_is_a_fixed_sample_of_the_held_back_text(tmp_path):
@@ -129,11 +185,53 @@ def test_validation_is_a_fixed_sample_of_the_held_back_text(tmp_path):
 
 def test_initial_weights_can_be_a_finished_run(tmp_path):
     first = pretrain(tmp_path, "first", steps=4, eval_freq=0)
-    more = dict.fromkeys(("width", "num_heads", "num_layers"))
-    task = prepared(tmp_path, init_from=str(first.run.path), **more)
+    task = prepared(tmp_path, init_from=str(first.run.path), **ITS_OWN)
     assert torch.equal(task.model.head.weight, GPTModel.from_pretrained(first.run.model_path).head.weight)
-    with pytest.raises(ValueError, match="knows 257 tokens"):
-        prepared(tmp_path, init_from=str(first.run.path), tokenizer="bpe", vocab_size=600, **more)
+
+
+def test_initial_weights_keep_their_tokenizer(tmp_path):
+    """Ids of another tokenizer, were it of the same size, mean other strings."""
+    first = pretrain(tmp_path, "first", steps=2, eval_freq=0, tokenizer="bpe", vocab_size=300)
+    source, other = first.run.model_path, tmp_path / "other"
+    own = get_tokenizer(source)
+    task = prepared(tmp_path, init_from=str(first.run.path), **ITS_OWN | {"tokenizer": None})
+    assert task.tokenizer.fingerprint == own.fingerprint
+    train_bpe(["zebras xylophones quizzes " * 50], 300).save(other)
+    for tokenizer in (str(other), "byte"):
+        with pytest.raises(ValueError, match=rf"trained with another tokenizer than '{tokenizer}'"):
+            prepared(tmp_path, init_from=str(source), **ITS_OWN | {"tokenizer": tokenizer})
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no model whose tokenizer can be read"):
+        prepared(tmp_path, init_from=str(source), **ITS_OWN | {"tokenizer": None})
+    own.save(other)
+    task = prepared(tmp_path, init_from=str(source), **ITS_OWN | {"tokenizer": str(other)})
+    assert task.notes == [f"{source} has no tokenizer: that '{other}' is the right one is taken on trust."]
+    train_bpe([Path(__file__).read_text()], 400).save(other)
+    with pytest.raises(ValueError, match="knows 300 tokens, but its tokenizer has 400"):
+        prepared(tmp_path, init_from=str(source), **ITS_OWN | {"tokenizer": str(other)})
+
+
+def test_gpt2s_own_weights_keep_its_tokenizer(tmp_path, real_data, monkeypatch):
+    folder = real_data / "tokenizers"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder / "tiktoken_cache"))
+    rows = []
+    for tokenizer in (None, "gpt2", str(folder / "gpt2")):  # tiktoken's and transformers' files of one vocabulary
+        config = PretrainConfig(config="gpt2-124m", corpus="tiny", cache_dir=tmp_path, tokenizer=tokenizer)
+        task = PretrainTask(config)
+        task.prepare_data(lambda *_: None)
+        rows.append(task.training.ids.tolist())
+    assert rows[0] == rows[1] == rows[2] and task.tokenizer.vocab_size == 50257
+    with pytest.raises(ValueError, match="weights of gpt2-124m were trained with another tokenizer than 'byte'"):
+        PretrainTask(config.model_copy(update={"tokenizer": "byte"})).prepare_data(lambda *_: None)
+
+
+def test_windows_are_named_without_a_list(tmp_path, capsys):
+    result = pretrain(tmp_path, steps=2, eval_freq=0, stride=3)
+    assert not (result.run.path / "examples.json").exists()
+    assert main(["runs", "examples", "run", "2", "--runs-dir", str(tmp_path)]) == 0
+    indices = events(result, "metrics")[-1]["examples"]
+    assert capsys.readouterr().out.splitlines() == [f"tokens {3 * i} to {3 * i + 32}" for i in indices]
 
 
 def test_a_scaled_step_is_a_step_with_scaled_gradients():
@@ -163,6 +261,17 @@ def test_settings_that_contradict_each_other_are_refused():
         PretrainConfig(config="gpt2-124m", num_layers=2)
     with pytest.raises(ValueError, match="--vocab-size is that of --tokenizer bpe"):
         PretrainConfig(vocab_size=600)
+    with pytest.raises(ValueError, match="--init-from brings a tokenizer that the model knows"):
+        PretrainConfig(init_from="x", tokenizer="bpe")
+    with pytest.raises(ValueError, match="leave out --config small, and give the windows' length as"):
+        PretrainConfig(init_from="x", config="small")
+
+
+def test_a_validation_share_that_the_corpus_does_not_use_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(CORPORA, "own", lambda _: Corpus("own", ("some text " * 20,), ("another " * 20,)))
+    assert prepared(tmp_path, corpus="own").text_facts["validation_characters"] == 160
+    with pytest.raises(ValueError, match="'own' has a validation text of its own; leave out --val-split"):
+        prepared(tmp_path, corpus="own", val_split=0.5)
 
 
 def words(folder: Path, *more: str) -> list[str]:

@@ -179,9 +179,15 @@ def _examples(found: Run, step: int) -> int:
     logged = [e for e in found.events() if e["type"] == "metrics" and e["step"] == step]
     if not logged:
         raise ValueError(f"Run '{found.name}' has no step {step} in its log.")
-    names = json.loads((found.path / "examples.json").read_text())
+    listed = found.path / "examples.json"
+    names = json.loads(listed.read_text()) if listed.exists() else None
+    start = next((e for e in reversed(found.events()) if e["type"] == "start"), {})
     for index in logged[-1]["examples"]:
-        print(names[index])
+        if names is not None:
+            print(names[index])
+        else:  # windows of a text, as `PretrainTask.example_id` names them
+            begin = index * start["stride"]
+            print(f"tokens {begin} to {begin + start['context']}")
     return 0
 
 

@@ -28,8 +28,9 @@ class PretrainConfig(TrainSettings):
     corpus: str = "verdict"
     """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
     of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
-    tokenizer: str = "gpt2"
-    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a folder or a hub id."""
+    tokenizer: str | None = None
+    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a folder or a hub id; unset:
+    gpt2, or with --init-from the model's own."""
     vocab_size: int = Field(default=4096, ge=257)
     """Tokens of the bpe tokenizer."""
     val_split: float = Field(default=0.1, gt=0, lt=1)
@@ -101,9 +102,17 @@ class PretrainConfig(TrainSettings):
                 f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{self.config}'."
             )
         shape = (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
-        if any(value is not None for value in shape) and (self.init_from or self.config == "gpt2-124m"):
+        if self.init_from or self.config == "gpt2-124m":
             brings = "--init-from" if self.init_from else "--config gpt2-124m (trained weights from the hub)"
-            raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
+            if any(value is not None for value in shape):
+                raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
+            if self.tokenizer == "bpe":
+                raise ValueError(f"{brings} brings a tokenizer that the model knows; leave out --tokenizer bpe.")
+        if self.init_from and self.config != type(self).model_fields["config"].default:
+            raise ValueError(
+                f"--init-from brings the model's shape; leave out --config {self.config}, and give the windows' "
+                "length as --context-length."
+            )
         if self.tokenizer != "bpe" and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("--vocab-size is that of --tokenizer bpe; leave it out, or train that tokenizer.")
         return self

@@ -71,15 +71,22 @@ def load_corpus(name_or_path: str | Path, cache_dir: Path = Path("cache")) -> Co
         corpus = Corpus(path.stem, (_read(path),))
     elif path.is_dir():
         corpus = _folder(path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(TEXT_ENDINGS):
+    elif _is_hub_id(name):
         corpus = _hub(name)
     else:
         raise FileNotFoundError(
-            f"There is no corpus '{name}': it is no file or folder, and no name of {', '.join(CORPORA)}."
+            f"There is no file or folder '{name}' here, and no corpus of that name ({', '.join(CORPORA)})."
         )
     if not any(document.strip() for document in corpus.documents):
         raise ValueError(f"The corpus '{name}' holds no text.")
     return corpus
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that nothing here has is ``owner/name``, and not a path that was mistyped."""
+    owner = name.partition("/")[0]
+    mistyped = owner.startswith(".") or name.endswith(TEXT_ENDINGS) or Path(owner).is_dir()
+    return not mistyped and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) is not None
 
 
 def _read(path: Path) -> str:
@@ -203,8 +210,8 @@ def _hub(source: str, name: str | None = None) -> Corpus:
     except (OSError, ValueError) as error:  # datasets' own errors are kinds of these
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(
-            f"The data set '{source}' could not be loaded from the hub ({reason}); give a text file "
-            "(--corpus FILE), or use --corpus tiny, which needs no download."
+            f"There is no file or folder '{source}' here, and no data set of that name could be loaded from the "
+            f"hub ({reason}); give a text file (--corpus FILE), or use --corpus tiny, which needs no download."
         ) from error
     train = splits["train"] if "train" in splits else splits[next(iter(splits))]
     column = _text_column(train.column_names, train.features, source)

@@ -22,13 +22,16 @@ Progress = Callable[[str, int, int, str], None]
 
 _PIECE = 1_000_000
 """Characters that are encoded at once."""
-_FORMAT = "limner-tokens-1"
+_FORMAT = "limner-tokens-2"
 
 
 def encoded(
     documents: Sequence[str], tokenizer: Tokenizer, cache_dir: Path, progress: Progress | None = None
 ) -> np.ndarray:
     """The ids of all documents in one memory-mapped row, the tokenizer's end token between two documents.
+
+    Where the tokenizer has another token that begins a text, it stands before each document, as it will before
+    each prompt.
 
     The file's name is the hash of the text and of everything the tokenizer's ids depend on, so a changed text or
     tokenizer is another file, and an old one is never stale.
@@ -61,10 +64,12 @@ def encoded(
 def _encode(documents: Sequence[str], tokenizer: Tokenizer, progress: Progress | None) -> Iterator[list[int]]:
     """Ids in order, about `_PIECE` characters at a time."""
     total, done = sum(map(len, documents)), 0
+    between = [tokenizer.eos_id, *tokenizer.opening]
+    yield tokenizer.opening if documents else []
     for group in _groups(documents):
         texts = [piece for piece in group if piece is not None]
         ids = iter(tokenizer.encode_batch(texts))
-        yield [id for piece in group for id in ([tokenizer.eos_id] if piece is None else next(ids))]
+        yield [id for piece in group for id in (between if piece is None else next(ids))]
         done += sum(map(len, texts))
         if progress:
             progress("encoding text", done, total, "characters")
@@ -141,8 +146,14 @@ def fit_windows(
         training windows, validation windows, and what was shortened, in sentences.
 
     Raises:
-        ValueError: a text has fewer than two tokens, so that nothing could be predicted.
+        ValueError: a text has fewer than two tokens, so that nothing could be predicted; or the stride would leave
+            out text.
     """
+    if stride is not None and stride > context:
+        raise ValueError(
+            f"A --stride of {stride} would leave out text between windows of {context} tokens; "
+            f"give at most {context}."
+        )
     for ids, what in ((training, "training"), (validation, "validation")):
         if len(ids) < 2:
             raise ValueError(
@@ -193,4 +204,4 @@ def reference_lines(ids: np.ndarray, vocab_size: int) -> ReferenceLines:
 def _entropy(counts: np.ndarray) -> float:
     """-sum p ln p of counts, in nats."""
     shares = counts[counts > 0] / max(1, counts.sum())
-    return float(-(shares * np.log(shares)).sum())
+    return float((shares * np.log(1 / shares)).sum())

@@ -49,7 +49,7 @@ class GPTConfig:
     """The shape of a GPT.
 
     Raises:
-        ValueError: the width cannot be split among the heads, or a number is not positive.
+        ValueError: the width cannot be split among the heads, a number is not positive, or a name is not known.
     """
 
     vocab_size: int = 50257
@@ -60,7 +60,7 @@ class GPTConfig:
     num_layers: int = 6
     dropout: float = 0.1
     qkv_bias: bool = False
-    """GPT-2 has biases on queries, keys and values; later models found that they do not help."""
+    """GPT-2 has biases on queries, keys and values; many later models leave them out."""
     tie_embeddings: bool = False
     """The head uses the token embedding's matrix (Press and Wolf, 2017): V x D fewer parameters."""
     attention: Literal["sdpa", "manual"] = "sdpa"
@@ -72,9 +72,10 @@ class GPTConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "width", "num_heads", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"A GPT's {name} must be at least 1; it is {getattr(self, name)}.")
+        for name in ("vocab_size", "context_length", "width", "num_heads", "num_layers", "feed_forward_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"A GPT's {name} must be at least 1; it is {value}.")
         if self.width % self.num_heads:
             raise ValueError(
                 f"A width of {self.width} cannot be split among {self.num_heads} heads; "
@@ -84,6 +85,8 @@ class GPTConfig:
             raise ValueError(f"The dropout is a probability below 1; it is {self.dropout}.")
         if self.attention not in ("sdpa", "manual"):
             raise ValueError(f"The attention is 'sdpa' or 'manual'; it is '{self.attention}'.")
+        if self.activation not in ("gelu_tanh", "gelu", "relu"):
+            raise ValueError(f"The activation is 'gelu_tanh', 'gelu' or 'relu'; it is '{self.activation}'.")
 
     @property
     def head_width(self) -> int:
@@ -91,7 +94,7 @@ class GPTConfig:
 
     @property
     def inner_width(self) -> int:
-        return self.feed_forward_width or 4 * self.width
+        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
 
 PRESETS: dict[str, GPTConfig] = {

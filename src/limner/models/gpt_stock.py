@@ -48,6 +48,8 @@ def load(source: str, overrides: dict[str, Any]) -> GPTModel:
 def config_from_stock(stock: GPT2Config) -> GPTConfig:
     """The GPTConfig that computes what a stock configuration says.
 
+    Of its three dropouts, the one after attention and feed-forward (``resid_pdrop``) becomes GPTModel's only one.
+
     Raises:
         ValueError: it asks for what GPTModel does not compute.
     """
@@ -97,8 +99,8 @@ def config_to_stock(config: GPTConfig, eos_id: int | None = None) -> GPT2Config:
 def from_stock(stock: GPT2LMHeadModel, overrides: dict[str, Any] | None = None) -> GPTModel:
     """A GPTModel with a copy of a stock model's weights, in fp32.
 
-    Query, key and value biases that are all zero (as `to_stock` writes them where there are none) are left out
-    again, so that a model comes back as it was saved.
+    Query, key and value biases that are all zero are left out, since `to_stock` writes such where there are none: a
+    trained model comes back as it was saved, but one whose biases are still as they began comes back without.
     """
     weights = {name: tensor.detach().float() for name, tensor in stock.state_dict().items()}
     config = config_from_stock(stock.config)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class PretrainTask(Task):
 
     kind = "pretrain"
     unit = "tokens"
+    numbered_examples = True
     directions = {}  # noqa: RUF012  the validation loss is all there is
 
     tokenizer: Tokenizer
@@ -88,13 +89,17 @@ class PretrainTask(Task):
         """Text, tokenizer, ids, windows and reference lines; no model yet."""
         config = self.config
         corpus = load_corpus(config.corpus, config.cache_dir)
+        if corpus.validation is not None and config.val_split != PretrainConfig.model_fields["val_split"].default:
+            raise ValueError(f"The corpus '{corpus.name}' has a validation text of its own; leave out --val-split.")
         texts = corpus.split(config.val_split)
         self.corpus_name = corpus.name
+        self.notes: list[str] = []
         # A tokenizer that is trained sees the training text only, like the model.
-        self.tokenizer = get_tokenizer(config.tokenizer, texts[0], config.vocab_size)
+        self.tokenizer = self._tokenizer(texts[0])
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
         context = self.model_config().context_length
-        self.training, self.validation, self.notes = fit_windows(rows[0], rows[1], context, config.stride)
+        self.training, self.validation, shortened = fit_windows(rows[0], rows[1], context, config.stride)
+        self.notes += shortened
         if self.training.context < context and self._source() is None:
             self.notes.append("The model's context is as long as the windows: later positions would learn nothing.")
         if config.tokenizer == "bpe" and self.tokenizer.vocab_size < config.vocab_size:
@@ -102,6 +107,14 @@ class PretrainTask(Task):
                 f"The tokenizer has {self.tokenizer.vocab_size:,} tokens instead of {config.vocab_size:,}: "
                 "each word of the training text is one by now."
             )
+        if self.tokenizer.unk_id is not None:
+            heads = np.concatenate([row[:20_000_000] for row in rows])
+            if unknown := np.count_nonzero(heads == self.tokenizer.unk_id):
+                self.notes.append(
+                    f"{unknown:,} of {len(heads):,} tokens stand for text that the tokenizer does not know: the "
+                    "model cannot learn it, and bits per byte are too low, since what is lost costs nothing. The "
+                    "tokenizers gpt2, byte and bpe know all text."
+                )
         self.num_examples = len(self.training)
         characters = [sum(map(len, documents)) for documents in texts]
         size = [sum(len(document.encode()) for document in documents) for documents in texts]
@@ -111,10 +124,36 @@ class PretrainTask(Task):
             "validation_characters": characters[1],
             "training_tokens": len(rows[0]),
             "validation_tokens": len(rows[1]),
-            "bytes_per_token": sum(size) / max(1, len(rows[0]) + len(rows[1])),
+            "training_bytes_per_token": size[0] / len(rows[0]),
+            "validation_bytes_per_token": size[1] / len(rows[1]),
         }
         self.lines = reference_lines(rows[0], self.tokenizer.vocab_size)
         self.prompts = config.sample_prompt or (_first_words(texts[1]),)
+
+    def _tokenizer(self, corpus: Sequence[str]) -> Tokenizer:
+        """The one that was asked for; with trained weights their own, since ids of another mean other strings."""
+        config, source = self.config, self._source()
+        if source is None:
+            return get_tokenizer(config.tokenizer or "gpt2", corpus, config.vocab_size)
+        asked = None if config.tokenizer is None else get_tokenizer(config.tokenizer)
+        try:
+            own = get_tokenizer("gpt2" if source in HUB_IDS else _model_folder(source))
+        except (OSError, ValueError) as error:
+            if asked is None:
+                raise type(error)(
+                    f"{source} is no model whose tokenizer can be read, here or on the hub; give a finished run, "
+                    "or a model's folder or hub id, and --tokenizer where that has none."
+                ) from error
+            self.notes.append(f"{source} has no tokenizer: that '{asked.name}' is the right one is taken on trust.")
+            return asked
+        if asked is None:
+            return own
+        if asked.vocabulary() != own.vocabulary():
+            raise ValueError(
+                f"The weights of {source} were trained with another tokenizer than '{config.tokenizer}', whose ids "
+                "mean other strings; leave out --tokenizer, and the model's own is used."
+            )
+        return asked
 
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
@@ -161,8 +200,8 @@ class PretrainTask(Task):
         model = GPTModel.from_pretrained(_model_folder(source), **overrides)
         if model.config.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
-                f"{source} knows {model.config.vocab_size} tokens, but the tokenizer '{config.tokenizer}' has "
-                f"{self.tokenizer.vocab_size}; give the model's own folder as --tokenizer too."
+                f"{source} knows {model.config.vocab_size} tokens, but its tokenizer has "
+                f"{self.tokenizer.vocab_size}; begin from a model whose tokenizer fits."
             )
         if model.config.context_length < self.training.context:
             raise ValueError(
@@ -178,7 +217,8 @@ class PretrainTask(Task):
             f"Corpus '{self.corpus_name}': {text['training_characters']:,} characters to learn from, "
             f"{text['validation_characters']:,} held back; tokenizer '{self.tokenizer.name}' with "
             f"{self.tokenizer.vocab_size:,} tokens makes {text['training_tokens']:,} and "
-            f"{text['validation_tokens']:,} of them ({text['bytes_per_token']:.2f} bytes a token).",
+            f"{text['validation_tokens']:,} of them ({text['training_bytes_per_token']:.2f} and "
+            f"{text['validation_bytes_per_token']:.2f} bytes a token).",
             *self.notes,
             f"Losses to compare with (nats a token): {self.lines.uniform:.2f} knowing nothing (ln V), "
             f"{self.lines.unigram:.2f} knowing how often each token comes, {self.lines.bigram:.2f} knowing each "
@@ -226,10 +266,11 @@ class PretrainTask(Task):
         for start in range(0, count, self.config.batch_size):
             yield _batch(self.validation, windows[start : start + self.config.batch_size])
 
-    def readings(self, loss: float) -> dict[str, float]:
+    def readings(self, loss: float, split: Literal["training", "validation"]) -> dict[str, float]:
         """Perplexity: among how many equally likely tokens the model is as unsure. Bits per byte: what coding the
-        text with the model would cost, which can be compared between tokenizers."""
-        bits = loss / math.log(2) / self.text_facts["bytes_per_token"]
+        split's text with the model would cost, which can be compared between tokenizers: the bits of all tokens,
+        those between documents included, over the bytes of the documents."""
+        bits = loss / math.log(2) / self.text_facts[f"{split}_bytes_per_token"]
         return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
 
     def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:
@@ -253,12 +294,11 @@ class PretrainTask(Task):
         """Continues ``prompt``; ``temperature`` (0.8), ``top_k`` (50), ``max_tokens``, ``seed`` may be given."""
         prompt = str(arguments.get("prompt", ""))
         temperature = float(arguments.get("temperature", 0.8))
-        context, wanted = (
-            self.plan.config.context_length,
-            int(arguments.get("max_tokens", self.config.sample_tokens)),
-        )
+        context = self.plan.config.context_length
+        wanted = int(arguments.get("max_tokens", self.config.sample_tokens))
         # A prompt that leaves too little of the context free loses its beginning, but never more than half of it.
-        ids = self.tokenizer.encode(prompt)[-max(context - wanted, context // 2, 1) :] or [self.tokenizer.eos_id]
+        ids = self.tokenizer.encode_prompt(prompt) or [self.tokenizer.eos_id]
+        ids = ids[-max(context - wanted, context // 2, 1) :]
         decoder = get_decoder(
             "sample" if temperature else "greedy",
             max_new_tokens=min(wanted, context + 1 - len(ids)),  # the last token needs no place in the context
@@ -268,7 +308,9 @@ class PretrainTask(Task):
         )
         tokens, _ = decoder.decode(step_model(model), input_ids=torch.tensor([ids], device=self.device))
         generated = [token for token in tokens[0].tolist() if token != self.tokenizer.eos_id]
-        return {"prompt": prompt, "text": self.tokenizer.decode(generated)}
+        # Decoded together with the prompt: some tokenizers drop a text's first space.
+        text = self.tokenizer.decode(ids + generated)[len(self.tokenizer.decode(ids)) :]
+        return {"prompt": prompt, "text": text}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, GPTModel)

@@ -108,7 +108,7 @@ class SelfCriticalTask(CaptionTask):
             rewards.append([scores[text] for text in texts])
         return rewards
 
-    def readings(self, loss: float) -> dict[str, float]:
+    def readings(self, loss: float, split: str) -> dict[str, float]:
         """``reward``, told once, for its step."""
         told, self.reward = self.reward, math.nan
         return {} if math.isnan(told) else {"reward": told}

@@ -54,6 +54,8 @@ class Task(ABC):
     """"pretrain" or "caption"; stands in the start event."""
     unit: ClassVar[str]
     """What rates count: "tokens" or "captions"."""
+    numbered_examples: ClassVar[bool] = False
+    """The names of examples follow from their index, and the run keeps no list of them (there may be millions)."""
     directions: ClassVar[Mapping[str, Literal["min", "max"]]]
     """Every metric that `evaluate` can give, and which way is better."""
 
@@ -125,8 +127,8 @@ class Task(ABC):
         """
         raise ValueError(f"A {self.kind} run cannot decode samples.")
 
-    def readings(self, loss: float) -> dict[str, float]:
-        """What a loss means in other units; logged beside it, in training and in evaluations."""
+    def readings(self, loss: float, split: Literal["training", "validation"]) -> dict[str, float]:
+        """What a loss on a split means in other units; logged beside it, in training and in evaluations."""
         return {}
 
     def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:

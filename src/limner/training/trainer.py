@@ -353,7 +353,7 @@ class Trainer:
         rates = {g["name"]: g["lr"] for g in self.optimizer.param_groups}
         values = {
             "loss": loss,
-            **self.task.readings(loss),
+            **self.task.readings(loss, "training"),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
             "epoch": round(progress.step / self.order.steps_per_epoch, 6),
@@ -381,7 +381,7 @@ class Trainer:
             metrics = _broadcast(self.accelerator, metrics)
         progress = self.progress
         progress.metrics, progress.evaluated_step = metrics, progress.step
-        readings = self.task.readings(metrics["eval_loss"])
+        readings = self.task.readings(metrics["eval_loss"], "validation")
         self.journal.event("validation", **metrics, **readings, seconds=self.meter.last_outside)
         if self.config.report_to:
             self.accelerator.log(dict(metrics), step=progress.step)
@@ -532,7 +532,7 @@ class Trainer:
             **process_identity(),
         )
         self.journal.start_heartbeat()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self.task.numbered_examples:
             names = [self.task.example_id(index) for index in range(self.task.num_examples)]
             (self.run.path / "examples.json").write_text(json.dumps(names))
         self.journal.say(
