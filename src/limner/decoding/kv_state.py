@@ -28,8 +28,8 @@ class KVState:
         position: (A,) the position of each prefix's next token, or (1,) where it is the same in all.
         longest: P, the positions that a prefill fills.
         real: (A, P) bool, False where a prefix is padded; None: nowhere.
-        recorded: by whom a step's work is replayed, for which shapes may not grow: a step then sees the whole block,
-            what is not written yet hidden.
+        recorded: by whom a step's work is replayed, for which shapes may not grow: a step then sees the whole
+            block, what is not written yet hidden.
     """
 
     def __init__(

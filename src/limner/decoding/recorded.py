@@ -39,9 +39,7 @@ class Recorded:
         self.key: Hashable = None
         self.times = 0
 
-    def __call__(
-        self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable
-    ) -> Tensor:
+    def __call__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], key: Hashable) -> Tensor:
         """``function(*inputs)``; the key names the inputs' shapes and the memory that the function itself holds."""
         if key != self.key:
             self.key, self.times = key, 0
