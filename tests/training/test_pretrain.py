@@ -12,8 +12,11 @@ import torch
 from torch.testing import assert_close
 
 from limner.cli.main import main
+from limner.cli.pretrain import _configuration
 from limner.config.pretrain import PretrainConfig
 from limner.models.gpt import GPTConfig, GPTModel
+from limner.runs import create_run
+from limner.tokenizer import get_tokenizer
 from limner.training.pretrain_task import PretrainTask
 from limner.training.trainer import train
 
@@ -61,6 +64,26 @@ def test_evaluation_and_samples_change_nothing(tmp_path):
     often = pretrain(tmp_path, "often", steps=8, eval_freq=2)
     never = pretrain(tmp_path, "never", steps=8, eval_freq=0)
     assert losses(often) == losses(never)
+
+
+def test_a_run_is_evaluated_before_its_first_step_and_ten_times(tmp_path):
+    result = pretrain(tmp_path, steps=20, sample_tokens=4)
+    assert [event["step"] for event in events(result, "validation")] == list(range(0, 21, 2))
+    assert events(result, "validation")[0]["eval_loss"] == pytest.approx(math.log(257), abs=0.1)
+    # What a model knew before its training is no result of it, be it better.
+    worse = pretrain(tmp_path, "worse", steps=3, eval_freq=1, lr=30.0, warmup_steps=0)
+    values = {event["step"]: event["eval_loss"] for event in events(worse, "validation")}
+    assert min(values, key=lambda step: values[step]) == 0
+    assert all(event["step"] > 0 for event in events(worse, "checkpoint"))
+
+
+def test_a_run_that_was_stopped_at_its_beginning_is_not_evaluated_there_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.steering.Steering.at_boundary", lambda self: "stop")
+        assert pretrain(tmp_path, steps=4, sample_tokens=4).reason == "stopped"
+    result = pretrain(tmp_path, steps=4, sample_tokens=4)
+    assert [event["step"] for event in events(result, "validation")] == [0, 1, 2, 3, 4]
+    assert losses(result) == losses(pretrain(tmp_path, "whole", steps=4, sample_tokens=4))
 
 
 def test_one_batch_can_be_learned_by_heart():
@@ -163,6 +186,10 @@ def test_settings_that_contradict_each_other_are_refused():
         PretrainConfig(config="gpt2-124m", num_layers=2)
     with pytest.raises(ValueError, match="--vocab-size is that of --tokenizer bpe"):
         PretrainConfig(vocab_size=600)
+    with pytest.raises(ValueError, match="--save keeps all states and --save-total-limit only some"):
+        PretrainConfig(save=True, save_total_limit=2)
+    with pytest.raises(ValueError, match="--save keeps the states of all --checkpoint-freq steps"):
+        PretrainConfig(save=True, checkpoint_freq=0)
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -216,6 +243,16 @@ def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch):
     assert resumed == losses(whole)
 
 
+def test_prompts_that_are_given_replace_the_saved_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = PretrainConfig(**(SMALL | {"sample_prompt": ("AA",), "runs_dir": tmp_path}))
+    create_run(tmp_path, "begun", "pretrain", json.loads(saved.model_dump_json()))
+    (tmp_path / "mine.yaml").write_text("sample-prompt: [Ada, Bob]\n")
+    for source in (["--resume", "begun", "--runs-dir", str(tmp_path)], ["-c", "mine.yaml"]):
+        assert _configuration([*source, "--sample-prompt", "AA"]).sample_prompt == ("AA",)
+    assert _configuration(["-c", "mine.yaml"]).sample_prompt == ("Ada", "Bob")
+
+
 def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(
@@ -236,6 +273,53 @@ def test_a_plan_needs_no_text(tmp_path, capsys, monkeypatch):
     assert main(["pretrain", "--plan"]) == 0
     told = capsys.readouterr().out
     assert "30,531,584" in told and "Without the text: offline" in told
+
+
+def planned(capsys, *arguments: str) -> str:
+    assert main(["pretrain", "--plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_without_the_text_a_plan_knows_the_tokenizers_size(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("limner.data.corpora._fetched", lambda *_: (_ for _ in ()).throw(OSError("offline")))
+    get_tokenizer("byte").save("own")
+    for tokenizer, size in {"gpt2": 50257, "byte": 257, "bpe": 4096, "own": 257}.items():
+        assert f"{'head':<20}{size * 256:>13,}" in planned(capsys, "--tokenizer", tokenizer)
+    assert main(["pretrain", "--plan", "--corpus", "nonesuch.txt"]) == 1
+    assert "There is no corpus 'nonesuch.txt'" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_models_training_is_of_its_shape(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = str(pretrain(tmp_path, "first", steps=1, context_length=64).run.path)
+    told = planned(
+        capsys, "--corpus", "tiny", "--tokenizer", "byte", "--init-from", source, "--context-length", "32"
+    )
+    assert "context 64, width 32, 4 heads, 2 blocks" in told and "windows of 32 tokens" in told
+    task = prepared(tmp_path, init_from=source, **dict.fromkeys(("width", "num_heads", "num_layers")))
+    assert task.flops_per_unit == 6 * (task.plan.parameters - (257 + 64) * 32) + 12 * 2 * 32 * 32
+
+
+def test_a_batch_beyond_the_corpus_is_counted_as_it_comes(tmp_path):
+    said: list[str] = []
+    config = PretrainConfig(**(SMALL | {"batch_size": 1000, "epochs": 3, "cache_dir": tmp_path, "compile": False}))
+    task = PretrainTask(config, say=said.append)
+    task.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
+    assert (task.total_steps(), task.total_tokens()) == (3, 3 * len(task.training) * 32)
+    assert any("a batch holds these, not 1,000" in line for line in said)
+    # An epoch's last step is short; accumulation and half epochs count too.
+    task.config = config.model_copy(update={"batch_size": 4, "grad_accum_steps": 3, "epochs": 1.5})
+    seen = sum(len(task._order().step_examples(step)) for step in range(task.total_steps()))
+    assert task.total_tokens() == seen * 32
+
+
+def test_compiling_is_for_the_shape_that_comes(tmp_path, monkeypatch):
+    shapes: list[tuple[int, int]] = []
+    monkeypatch.setattr(GPTModel, "compile_training", lambda self, *shape: shapes.append(shape))
+    monkeypatch.setattr("limner.training.pretrain_task.require_compiler", lambda: None)
+    task = prepared(tmp_path, batch_size=1000, compile=True)
+    assert shapes == [(len(task.training), 32)]
 
 
 def test_what_generate_cannot_do_it_says(tmp_path, capsys):

@@ -78,8 +78,9 @@ class PretrainConfig(TrainSettings):
     """Evaluations without a better validation loss before the run ends early; 0: never."""
 
     # -- evaluation and what is kept
-    eval_freq: int = Field(default=50, ge=0)
-    """Optimizer steps between evaluations; 0: only at the end."""
+    eval_freq: int | None = Field(default=None, ge=0)
+    """Optimizer steps between evaluations; 0: only before the first and after the last; unset: a tenth of the run,
+    at most 50."""
     eval_iters: int = Field(default=5, ge=1)
     """Validation batches of an evaluation: always the same ones."""
     sample_prompt: _Prompts = ()
@@ -88,11 +89,11 @@ class PretrainConfig(TrainSettings):
     sample_tokens: int = Field(default=40, ge=1)
     """Tokens of a sample."""
     save: bool = False
-    """Keep every numbered checkpoint; otherwise the run keeps only what a resume needs, and the best."""
+    """Keep the states of all --checkpoint-freq steps for good; otherwise only what a resume needs, and the best."""
     checkpoint_freq: int = Field(default=500, ge=0)
     """Optimizer steps between resumable states; 0: only at the end and when stopped."""
     save_total_limit: int = Field(default=1, ge=1)
-    """Resumable states that are kept, besides the best one; --save keeps all."""
+    """Resumable states that are kept, besides the best one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
@@ -106,6 +107,10 @@ class PretrainConfig(TrainSettings):
             raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
         if self.tokenizer != "bpe" and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("--vocab-size is that of --tokenizer bpe; leave it out, or train that tokenizer.")
+        if self.save and self.save_total_limit != type(self).model_fields["save_total_limit"].default:
+            raise ValueError("--save keeps all states and --save-total-limit only some; leave one of them out.")
+        if self.save and not self.checkpoint_freq:
+            raise ValueError("--save keeps the states of all --checkpoint-freq steps; give these, or leave it out.")
         return self
 
     def loop(self) -> Loop:
@@ -116,6 +121,7 @@ class PretrainConfig(TrainSettings):
             accumulation=self.grad_accum_steps,
             eval_every=self.eval_freq,
             checkpoint_every=self.checkpoint_freq,
+            keep_numbered=self.save,
         )
 
     def warmup(self, total_steps: int) -> int:

@@ -31,6 +31,8 @@ FREE_FIELDS = frozenset(
         "save_dir",
         "prune_cache",
         "cache_dir",
+        "sample_prompt",
+        "sample_tokens",
     }
 )
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
