@@ -43,6 +43,8 @@ def _configuration(argv: list[str]) -> PretrainConfig:
     if resumed is not None:
         from limner.training.opening import saved_settings
 
+        if source is not None and source not in PRESET_NAMES:
+            raise ValueError(f"--resume goes on with the run's own settings; leave out --config {source}.")
         default = PretrainConfig(**saved_settings(resumed, option(argv, "--runs-dir") or "runs", "pretrain"))
     elif source is not None and source not in PRESET_NAMES:
         default = from_yaml(Path(source))
@@ -69,8 +71,10 @@ def _without(argv: list[str], source: str) -> list[str]:
 def _plan(config: PretrainConfig) -> int:
     """Tells what the run would be, on standard output; the model's part also where the text is not to be had."""
     from limner.device import choose, matrix_flops
+    from limner.training.opening import make_folders
     from limner.training.pretrain_task import PretrainTask
 
+    make_folders(config, "cache_dir")
     choice = choose(config.device, config.precision, config.threads)
     task = PretrainTask(config)
     try:

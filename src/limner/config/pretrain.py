@@ -12,6 +12,18 @@ from limner.config.training import Loop, TrainSettings
 
 PRESET_NAMES = ("nano", "small", "medium", "large", "xlarge", "gpt2-124m")
 
+_SHAPE = (
+    "width",
+    "num_heads",
+    "num_layers",
+    "qkv_bias",
+    "tie_embeddings",
+    "feed_forward_width",
+    "activation",
+    "norm_epsilon",
+)
+"""What trained weights bring with them."""
+
 _Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
@@ -49,11 +61,17 @@ class PretrainConfig(TrainSettings):
     num_layers: int | None = Field(default=None, ge=1)
     """Transformer blocks."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of values that is set to zero in training (0.1 in the presets)."""
+    """Share of values that is set to zero in training (0.1 in the presets); 0, or from 0.004 to 0.996."""
     qkv_bias: bool | None = None
     """Biases on queries, keys and values, as GPT-2 has them."""
     tie_embeddings: bool | None = None
     """Let the head use the token embedding's matrix: fewer parameters."""
+    feed_forward_width: int | None = Field(default=None, ge=1)
+    """Width inside the feed-forward; unset: four times the model's."""
+    activation: Literal["gelu_tanh", "gelu", "relu"] | None = None
+    """The feed-forward's; gelu_tanh, GPT-2's, in the presets."""
+    norm_epsilon: float | None = Field(default=None, gt=0)
+    """What keeps the norms from dividing by zero (1e-5 in the presets)."""
     attention: Literal["sdpa", "manual"] = "sdpa"
     """sdpa is fast; manual writes the attention weights out, for reading."""
     init_from: str | None = None
@@ -101,10 +119,13 @@ class PretrainConfig(TrainSettings):
             raise ValueError(
                 f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{self.config}'."
             )
-        shape = (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
-        if any(value is not None for value in shape) and (self.init_from or self.config == "gpt2-124m"):
+        if any(getattr(self, name) is not None for name in _SHAPE) and (
+            self.init_from or self.config == "gpt2-124m"
+        ):
             brings = "--init-from" if self.init_from else "--config gpt2-124m (trained weights from the hub)"
             raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
+        if self.dropout and not 0.004 <= self.dropout <= 0.996:
+            raise ValueError(f"--dropout is counted in 256ths: give 0, or from 0.004 to 0.996; not {self.dropout}.")
         if self.tokenizer != "bpe" and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("--vocab-size is that of --tokenizer bpe; leave it out, or train that tokenizer.")
         if self.save and self.save_total_limit != type(self).model_fields["save_total_limit"].default:
@@ -129,8 +150,7 @@ class PretrainConfig(TrainSettings):
 
     def overrides(self) -> dict[str, Any]:
         """The model's fields that were set, by their names in `GPTConfig`."""
-        names = ("context_length", "width", "num_heads", "num_layers", "dropout", "qkv_bias", "tie_embeddings")
-        fields = {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in ("context_length", "dropout", *_SHAPE)}
         return {name: value for name, value in fields.items() if value is not None} | {"attention": self.attention}
 
 
@@ -140,6 +160,8 @@ def from_yaml(path: Path) -> PretrainConfig:
     Raises:
         FileNotFoundError: there is no such file. ValueError: it holds no settings, or wrong ones.
     """
+    import difflib
+
     import yaml
 
     if not path.is_file():
@@ -151,6 +173,15 @@ def from_yaml(path: Path) -> PretrainConfig:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings (lines of the form name: value).")
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in settings.keys() - PretrainConfig.model_fields.keys():
+        near = difflib.get_close_matches(name, PretrainConfig.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `limner pretrain --help` tells all."
+        raise ValueError(f"{path}: there is no setting '{name}'{hint}")
+    if settings.get("config", "nano") not in PRESET_NAMES:
+        raise ValueError(
+            f"{path}: its config is a preset ({', '.join(PRESET_NAMES)}), not another file; "
+            f"'{settings['config']}' is none."
+        )
     for name in ("sample_prompt", "report_to"):  # lists, whose only member may stand alone
         if isinstance(settings.get(name), str):
             settings[name] = [settings[name]]

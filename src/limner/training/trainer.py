@@ -114,7 +114,17 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
             journal.say(f"Resuming run '{opened.run.name}'.")
         journal.say(f"Computing on {choice}.")
         trainer = Trainer(task, config, Run(path), journal, accelerator, choice)
+        trainer.load_latest()
+        if opened and opened.new_length:
+            change = opened.keep_new_length()
+            journal.event("note", text=change)
+            journal.say(change)
         return trainer.run_to_end(verb)
+    except KeyboardInterrupt:  # while preparing, or at the second Ctrl-C
+        with contextlib.suppress(OSError):
+            journal.event("complete", reason="stopped", metrics={}, interrupted=True)
+        journal.to_log("Interrupted.")
+        raise
     except BaseException as error:
         message = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         with contextlib.suppress(OSError):
@@ -196,7 +206,6 @@ class Trainer:
     # -- the run ---------------------------------------------------------------------------------------------
 
     def run_to_end(self, verb: str) -> Result:
-        self._load_latest()
         self._announce(verb)
         with self.steering.signals():
             try:
@@ -499,7 +508,12 @@ class Trainer:
                 why = f"Step {progress.step} is not saved: the disk is full ({error}). Free some, then resume."
         return _broadcast(self.accelerator, why)
 
-    def _load_latest(self) -> None:
+    def load_latest(self) -> None:
+        """Takes up the run where its latest checkpoint stands, if it has one.
+
+        Raises:
+            ValueError: that is damaged, of another model, or beyond the run's end.
+        """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
         metric = self.config.metric_for_best_model
         manager = self.manager or CheckpointManager(folder, metric, self.directions[metric])
@@ -511,6 +525,11 @@ class Trainer:
         _load_weights(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
+        if self.progress.step > self.total_steps:
+            raise ValueError(
+                f"Run '{self.run.name}' is at step {self.progress.step} already, and {self.total_steps} are asked "
+                "for; give it more."
+            )
         self.task.load_state(state["task"])
         self.saved_step = self.journal.step = self.progress.step
         self.journal.say(f"Going on from {latest.path.name} of {self.total_steps}.")
