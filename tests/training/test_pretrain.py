@@ -87,6 +87,11 @@ def test_a_run_that_was_stopped_at_its_beginning_is_not_evaluated_there_again(tm
     assert losses(result) == losses(pretrain(tmp_path, "whole", steps=4, sample_tokens=1))
 
 
+def test_save_keeps_the_numbered_states_only(tmp_path):
+    result = pretrain(tmp_path, steps=6, eval_freq=1, save=True, checkpoint_freq=2, sample_tokens=1)
+    assert [path.name for path in result.run.checkpoints()] == ["step-000002", "step-000004", "step-000006"]
+
+
 def test_one_batch_can_be_learned_by_heart():
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(vocab_size=64, context_length=16, width=64, num_heads=4, num_layers=2, dropout=0.0))
