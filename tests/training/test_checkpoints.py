@@ -50,6 +50,13 @@ def test_keeps_the_latest_n_and_the_best(tmp_path: Path) -> None:
         again.load(4)
 
 
+def test_numbered_states_stay_and_the_best_ones_replace_each_other(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, "loss", "min", keep=1, keep_every=20)
+    for step in range(5, 45, 5):  # all of them improve
+        save(manager, step, loss=1 / step)
+    assert steps(manager) == [20, 40]
+
+
 def test_direction_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'min' or 'max'"):
         CheckpointManager(tmp_path, "loss", "least")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from torch.testing import assert_close
 
 from limner.cli.main import main
+from limner.cli.pretrain import _configuration
 from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import CORPORA, Corpus
 from limner.models.gpt import GPTConfig, GPTModel
+from limner.runs import Run, Status, create_run
 from limner.tokenizer import get_tokenizer, train_bpe
 from limner.training.pretrain_task import PretrainTask
 from limner.training.trainer import train
@@ -67,6 +70,31 @@ def test_evaluation_and_samples_change_nothing(tmp_path):
     often = pretrain(tmp_path, "often", steps=8, eval_freq=2)
     never = pretrain(tmp_path, "never", steps=8, eval_freq=0)
     assert losses(often) == losses(never)
+
+
+def test_a_run_is_evaluated_before_its_first_step_and_ten_times(tmp_path):
+    result = pretrain(tmp_path, steps=20, sample_tokens=1, eval_iters=1)
+    assert [event["step"] for event in events(result, "validation")] == list(range(0, 21, 2))
+    assert events(result, "validation")[0]["eval_loss"] == pytest.approx(math.log(257), abs=0.1)
+    # What a model knew before its training is no result of it, be it better.
+    worse = pretrain(tmp_path, "worse", steps=2, eval_freq=1, sample_tokens=1, lr=30.0, warmup_steps=0)
+    values = {event["step"]: event["eval_loss"] for event in events(worse, "validation")}
+    assert min(values, key=lambda step: values[step]) == 0
+    assert all(event["step"] > 0 for event in events(worse, "checkpoint"))
+
+
+def test_a_run_that_was_stopped_at_its_beginning_is_not_evaluated_there_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.steering.Steering.at_boundary", lambda self: "stop")
+        assert pretrain(tmp_path, steps=4, sample_tokens=1).reason == "stopped"
+    result = pretrain(tmp_path, steps=4, sample_tokens=1)
+    assert [event["step"] for event in events(result, "validation")] == [0, 1, 2, 3, 4]
+    assert losses(result) == losses(pretrain(tmp_path, "whole", steps=4, sample_tokens=1))
+
+
+def test_save_keeps_the_numbered_states_only(tmp_path):
+    result = pretrain(tmp_path, steps=6, eval_freq=1, save=True, checkpoint_freq=2, sample_tokens=1)
+    assert [path.name for path in result.run.checkpoints()] == ["step-000002", "step-000004", "step-000006"]
 
 
 def test_one_batch_can_be_learned_by_heart():
@@ -265,6 +293,14 @@ def test_settings_that_contradict_each_other_are_refused():
         PretrainConfig(init_from="x", tokenizer="bpe")
     with pytest.raises(ValueError, match="leave out --config small, and give the windows' length as"):
         PretrainConfig(init_from="x", config="small")
+    with pytest.raises(ValueError, match="--save keeps all states and --save-total-limit only some"):
+        PretrainConfig(save=True, save_total_limit=2)
+    with pytest.raises(ValueError, match="--save keeps the states of all --checkpoint-freq steps"):
+        PretrainConfig(save=True, checkpoint_freq=0)
+    with pytest.raises(ValueError, match=r"--dropout is counted in 256ths: .* not 0\.001"):
+        PretrainConfig(dropout=0.001)
+    with pytest.raises(ValueError, match=r"leave out --width, --num-heads and the like"):
+        PretrainConfig(init_from="x", activation="relu")
 
 
 def test_a_validation_share_that_the_corpus_does_not_use_is_refused(tmp_path, monkeypatch):
@@ -305,8 +341,8 @@ def test_command_line_pretrains_and_generates(tmp_path, capsys, monkeypatch):
     assert [token["logprob"] for token in answer["tokens"]] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch):
-    from limner.runs import Run, send_command
+def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch, capsys):
+    from limner.runs import send_command
 
     monkeypatch.chdir(tmp_path)
     whole = pretrain(tmp_path, "whole", steps=6, eval_freq=3)
@@ -323,6 +359,42 @@ def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch):
     assert main(["pretrain", "--resume", "cli", "--runs-dir", str(tmp_path)]) == 0
     resumed = [event["loss"] for event in Run(folder).events() if event["type"] == "metrics"]
     assert resumed == losses(whole)
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", "cli", "--runs-dir", str(tmp_path), "--steps", "9"]) == 1
+    assert f"begin a run from it: --init-from {folder / 'model'}." in capsys.readouterr().err
+
+
+def test_a_stopped_run_can_be_given_another_length(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    verdicts = iter(["go"] * 3 + ["stop"])
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.steering.Steering.at_boundary", lambda self: next(verdicts))
+        stopped = pretrain(tmp_path, steps=40, warmup_steps=0, schedule="linear", lr_floor=0.0)
+    assert stopped.step == 3
+    with pytest.raises(ValueError, match="--steps was 40, is 5"):  # by its name alone it goes on as it was
+        pretrain(tmp_path, steps=5, warmup_steps=0, schedule="linear", lr_floor=0.0)
+    resume = ["pretrain", "--resume", "run", "--runs-dir", str(tmp_path)]
+    assert main([*resume, "--steps", "2"]) == 1
+    assert "is at step 3 already, and 2 are asked for" in capsys.readouterr().err
+    assert main([*resume, "--steps", "5", "--sample-prompt", "Ada"]) == 0
+    rates = {event["step"]: event["learning_rate"] for event in events(stopped, "metrics")}
+    assert rates == {step: pytest.approx(3e-3 * (1 - (step - 1) / (39 if step < 4 else 4))) for step in range(1, 6)}
+    (note,) = events(stopped, "note")
+    assert "--steps was 40, is 5" in note["text"] and stopped.run.config["config"]["steps"] == 5
+    assert stopped.run.state().status is Status.COMPLETED
+    (tmp_path / "mine.yaml").write_text("steps: 5")
+    assert main([*resume, "-c", "mine.yaml"]) == 1
+    assert "--resume goes on with the run's own settings; leave out --config mine.yaml" in capsys.readouterr().err
+
+
+def test_prompts_that_are_given_replace_the_saved_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = PretrainConfig(**(SMALL | {"sample_prompt": ("AA",), "runs_dir": tmp_path}))
+    create_run(tmp_path, "begun", "pretrain", json.loads(saved.model_dump_json()))
+    (tmp_path / "mine.yaml").write_text("sample-prompt: [Ada, Bob]\n")
+    for source in (["--resume", "begun", "--runs-dir", str(tmp_path)], ["-c", "mine.yaml"]):
+        assert _configuration([*source, "--sample-prompt", "AA"]).sample_prompt == ("AA",)
+    assert _configuration(["-c", "mine.yaml"]).sample_prompt == ("Ada", "Bob")
 
 
 def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeypatch):
@@ -339,12 +411,106 @@ def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeyp
     assert "or a YAML file; not 'none.yaml'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("corpuss: tiny", "mine.yaml: there is no setting 'corpuss'; did you mean corpus?"),
+        ("sample_prompt: 12", "--sample-prompt is 12; it should be a list."),
+        ("batch_size: 0", "--batch-size is 0; it should be greater than or equal to 1."),
+        ("batch_size: many", "--batch-size is 'many'; it should be an integer"),
+        ("config: other.yaml", "not another file; 'other.yaml' is none."),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_settings_is_said_in_a_sentence(tmp_path, capsys, monkeypatch, settings, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(settings)
+    assert main(["pretrain", "-c", "mine.yaml", "--plan"]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_every_field_of_the_model_can_be_set(capsys):
+    own = {"feed_forward_width": 50, "activation": "relu", "norm_epsilon": 1e-6}
+    task = PretrainTask(PretrainConfig(**(SMALL | own)))
+    assert asdict(task.model_config(257)).items() > own.items()
+
+
+@pytest.mark.parametrize("setting", ["runs_dir", "cache_dir", "checkpoints_dir"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, setting):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match=f"--{setting.replace('_', '-')} .*file/x cannot be made .*name another folder"
+    ):
+        pretrain(tmp_path, **{setting: tmp_path / "file" / "x"})
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_ctrl_c_while_the_corpus_is_prepared_stops_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainTask, "prepare_data", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(words(tmp_path)) == 130
+    assert Run(tmp_path / "cli").state().status is Status.STOPPED
+    assert "Traceback" not in (tmp_path / "cli" / "log.txt").read_text()
+    assert main(words(tmp_path)) == 0
+
+
 def test_a_plan_needs_no_text(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("limner.data.corpora._fetched", lambda *_: (_ for _ in ()).throw(OSError("offline")))
     assert main(["pretrain", "--plan"]) == 0
     told = capsys.readouterr().out
     assert "30,531,584" in told and "Without the text: offline" in told
+
+
+@pytest.fixture
+def planned(tmp_path, capsys, monkeypatch):
+    """What `limner pretrain --plan` tells; the machine's speed is not measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("limner.device.matrix_flops", lambda *_: 1e12)
+
+    def tell(*arguments: str) -> str:
+        assert main(["pretrain", "--plan", "--precision", "fp32", *arguments]) == 0
+        return capsys.readouterr().out
+
+    return tell
+
+
+def test_without_the_text_a_plan_knows_the_tokenizers_size(planned, capsys, monkeypatch):
+    monkeypatch.setattr("limner.data.corpora._fetched", lambda *_: (_ for _ in ()).throw(OSError("offline")))
+    get_tokenizer("byte").save("own")
+    for tokenizer, size in {"gpt2": 50257, "byte": 257, "bpe": 4096, "own": 257}.items():
+        assert f"{'head':<20}{size * 256:>13,}" in planned("--tokenizer", tokenizer)
+    assert main(["pretrain", "--plan", "--corpus", "nonesuch.txt"]) == 1
+    assert "no file or folder 'nonesuch.txt' here" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_models_training_is_of_its_shape(tmp_path, planned):
+    source = str(pretrain(tmp_path, "first", steps=1, context_length=64).run.path)
+    told = planned("--corpus", "tiny", "--tokenizer", "byte", "--init-from", source, "--context-length", "32")
+    assert "context 64, width 32, 4 heads, 2 blocks" in told and "windows of 32 tokens" in told
+    task = prepared(tmp_path, init_from=source, **dict.fromkeys(("width", "num_heads", "num_layers")))
+    assert task.flops_per_unit == 6 * (task.plan.parameters - (257 + 64) * 32) + 12 * 2 * 32 * 32
+
+
+def test_a_batch_beyond_the_corpus_is_counted_as_it_comes(tmp_path):
+    said: list[str] = []
+    config = PretrainConfig(**(SMALL | {"batch_size": 1000, "epochs": 3, "cache_dir": tmp_path, "compile": False}))
+    task = PretrainTask(config, say=said.append)
+    task.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
+    assert (task.total_steps(), task.total_tokens()) == (3, 3 * len(task.training) * 32)
+    assert any("a batch holds these, not 1,000" in line for line in said)
+    # An epoch's last step is short; accumulation and half epochs count too.
+    task.config = config.model_copy(update={"batch_size": 4, "grad_accum_steps": 3, "epochs": 1.5})
+    seen = sum(len(task._order().step_examples(step)) for step in range(task.total_steps()))
+    assert task.total_tokens() == seen * 32
+
+
+def test_compiling_is_for_the_shape_that_comes(tmp_path, monkeypatch):
+    shapes: list[tuple[int, int]] = []
+    monkeypatch.setattr(GPTModel, "compile_training", lambda self, *shape: shapes.append(shape))
+    monkeypatch.setattr("limner.training.pretrain_task.require_compiler", lambda: None)
+    task = prepared(tmp_path, batch_size=1000, compile=True)
+    assert shapes == [(len(task.training), 32)]
 
 
 def test_what_generate_cannot_do_it_says(tmp_path, capsys):

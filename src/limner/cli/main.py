@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 VERBS = {
     "demo": "train a captioner from nothing on drawn scenes, and prove that it sees",
@@ -83,12 +87,23 @@ def _sentence(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        problems = [
-            ("--" + "-".join(map(str, p["loc"])).replace("_", "-") + ": " if p["loc"] else "")
-            + p["msg"].removeprefix("Value error, ")
-            for p in error.errors()
-        ]
-        return "; ".join(problems)
+        return "; ".join(map(_problem, error.errors()))
     if isinstance(error, (ValueError, OSError, ImportError)):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (this looks like a bug in Limner; --debug shows where)"
+
+
+def _problem(found: ErrorDetails) -> str:
+    """What pydantic found wrong, in the words of a command line."""
+    message = found["msg"].removeprefix("Value error, ")
+    if not found["loc"]:
+        return message
+    name = str(found["loc"][0])
+    if found["type"] == "extra_forbidden":
+        return f"There is no setting '{name}'."
+    flag = "--" + name.replace("_", "-")
+    wanted = message.removeprefix("Input should be ")
+    if wanted == message:
+        return f"{flag}: {message}"
+    wanted = wanted.replace("a valid tuple", "a list").replace("a valid ", "a ").replace("a integer", "an integer")
+    return f"{flag} is {found['input']!r}; it should be {wanted}."

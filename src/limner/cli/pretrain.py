@@ -43,12 +43,15 @@ def _configuration(argv: list[str]) -> PretrainConfig:
     if resumed is not None:
         from limner.training.opening import saved_settings
 
+        if source is not None and source not in PRESET_NAMES:
+            raise ValueError(f"--resume goes on with the run's own settings; leave out --config {source}.")
         default = PretrainConfig(**saved_settings(resumed, option(argv, "--runs-dir") or "runs", "pretrain"))
     elif source is not None and source not in PRESET_NAMES:
         default = from_yaml(Path(source))
         argv = _without(argv, source)
-    config = parse(PretrainConfig, argv, "limner pretrain", default=default)
-    return config.model_copy(update={"save_total_limit": 10**9}) if config.save else config
+    if default is not None and option(argv, "--sample-prompt") is not None:
+        default = default.model_copy(update={"sample_prompt": ()})  # tyro would append to those
+    return parse(PretrainConfig, argv, "limner pretrain", default=default)
 
 
 def _without(argv: list[str], source: str) -> list[str]:
@@ -67,21 +70,23 @@ def _without(argv: list[str], source: str) -> list[str]:
 
 def _plan(config: PretrainConfig) -> int:
     """Tells what the run would be, on standard output; the model's part also where the text is not to be had."""
-    import torch
-
     from limner.device import choose, matrix_flops
-    from limner.models.gpt_plan import plan
+    from limner.training.opening import make_folders
     from limner.training.pretrain_task import PretrainTask
 
+    make_folders(config, "cache_dir")
     choice = choose(config.device, config.precision, config.threads)
     task = PretrainTask(config)
     try:
         task.prepare_data(lambda *progress: None)
-        shape, lines = task.model_config(), task.describe_data()
+        lines = task.describe_data()
+    except FileNotFoundError:  # a mistyped name
+        raise
     except OSError as error:
-        shape, lines = task.model_config(vocab_size=50257), [f"Without the text: {error}"]
-    costs = plan(shape)
-    lines += costs.describe(config.batch_size, choice.dtype != torch.float32)
+        lines = [f"Without the text: {error}"]
+    task.measure(task.shape(), choice.device, choice.dtype)
+    costs = task.plan
+    lines += costs.describe(task.memory)
     peak = matrix_flops(choice.dtype, choice.device.type)
     lines.append(
         f"Compute: {costs.flops_per_token / 1e6:,.0f} MFLOP a token, forward and backward; this machine's matrix "

@@ -12,6 +12,18 @@ from limner.config.training import Loop, TrainSettings
 
 PRESET_NAMES = ("nano", "small", "medium", "large", "xlarge", "gpt2-124m")
 
+_SHAPE = (
+    "width",
+    "num_heads",
+    "num_layers",
+    "qkv_bias",
+    "tie_embeddings",
+    "feed_forward_width",
+    "activation",
+    "norm_epsilon",
+)
+"""What trained weights bring with them."""
+
 _Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
@@ -50,11 +62,17 @@ class PretrainConfig(TrainSettings):
     num_layers: int | None = Field(default=None, ge=1)
     """Transformer blocks."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of values that is set to zero in training (0.1 in the presets)."""
+    """Share of values that is set to zero in training (0.1 in the presets); 0, or from 0.004 to 0.996."""
     qkv_bias: bool | None = None
     """Biases on queries, keys and values, as GPT-2 has them."""
     tie_embeddings: bool | None = None
     """Let the head use the token embedding's matrix: fewer parameters."""
+    feed_forward_width: int | None = Field(default=None, ge=1)
+    """Width inside the feed-forward; unset: four times the model's."""
+    activation: Literal["gelu_tanh", "gelu", "relu"] | None = None
+    """The feed-forward's; gelu_tanh, GPT-2's, in the presets."""
+    norm_epsilon: float | None = Field(default=None, gt=0)
+    """What keeps the norms from dividing by zero (1e-5 in the presets)."""
     attention: Literal["sdpa", "manual"] = "sdpa"
     """sdpa is fast; manual writes the attention weights out, for reading."""
     init_from: str | None = None
@@ -79,8 +97,9 @@ class PretrainConfig(TrainSettings):
     """Evaluations without a better validation loss before the run ends early; 0: never."""
 
     # -- evaluation and what is kept
-    eval_freq: int = Field(default=50, ge=0)
-    """Optimizer steps between evaluations; 0: only at the end."""
+    eval_freq: int | None = Field(default=None, ge=0)
+    """Optimizer steps between evaluations; 0: only before the first and after the last; unset: a tenth of the run,
+    at most 50."""
     eval_iters: int = Field(default=5, ge=1)
     """Validation batches of an evaluation: always the same ones."""
     sample_prompt: _Prompts = ()
@@ -89,11 +108,11 @@ class PretrainConfig(TrainSettings):
     sample_tokens: int = Field(default=40, ge=1)
     """Tokens of a sample."""
     save: bool = False
-    """Keep every numbered checkpoint; otherwise the run keeps only what a resume needs, and the best."""
+    """Keep the states of all --checkpoint-freq steps for good; otherwise only what a resume needs, and the best."""
     checkpoint_freq: int = Field(default=500, ge=0)
     """Optimizer steps between resumable states; 0: only at the end and when stopped."""
     save_total_limit: int = Field(default=1, ge=1)
-    """Resumable states that are kept, besides the best one; --save keeps all."""
+    """Resumable states that are kept, besides the best one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
@@ -101,10 +120,9 @@ class PretrainConfig(TrainSettings):
             raise ValueError(
                 f"--config is a preset ({', '.join(PRESET_NAMES)}) or a YAML file; not '{self.config}'."
             )
-        shape = (self.width, self.num_heads, self.num_layers, self.qkv_bias, self.tie_embeddings)
         if self.init_from or self.config == "gpt2-124m":
             brings = "--init-from" if self.init_from else "--config gpt2-124m (trained weights from the hub)"
-            if any(value is not None for value in shape):
+            if any(getattr(self, name) is not None for name in _SHAPE):
                 raise ValueError(f"{brings} brings the model's shape; leave out --width, --num-heads and the like.")
             if self.tokenizer == "bpe":
                 raise ValueError(f"{brings} brings a tokenizer that the model knows; leave out --tokenizer bpe.")
@@ -113,8 +131,14 @@ class PretrainConfig(TrainSettings):
                 f"--init-from brings the model's shape; leave out --config {self.config}, and give the windows' "
                 "length as --context-length."
             )
+        if self.dropout and not 0.004 <= self.dropout <= 0.996:
+            raise ValueError(f"--dropout is counted in 256ths: give 0, or from 0.004 to 0.996; not {self.dropout}.")
         if self.tokenizer != "bpe" and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("--vocab-size is that of --tokenizer bpe; leave it out, or train that tokenizer.")
+        if self.save and self.save_total_limit != type(self).model_fields["save_total_limit"].default:
+            raise ValueError("--save keeps all states and --save-total-limit only some; leave one of them out.")
+        if self.save and not self.checkpoint_freq:
+            raise ValueError("--save keeps the states of all --checkpoint-freq steps; give these, or leave it out.")
         return self
 
     def loop(self) -> Loop:
@@ -125,6 +149,7 @@ class PretrainConfig(TrainSettings):
             accumulation=self.grad_accum_steps,
             eval_every=self.eval_freq,
             checkpoint_every=self.checkpoint_freq,
+            keep_numbered=self.save,
         )
 
     def warmup(self, total_steps: int) -> int:
@@ -132,8 +157,7 @@ class PretrainConfig(TrainSettings):
 
     def overrides(self) -> dict[str, Any]:
         """The model's fields that were set, by their names in `GPTConfig`."""
-        names = ("context_length", "width", "num_heads", "num_layers", "dropout", "qkv_bias", "tie_embeddings")
-        fields = {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in ("context_length", "dropout", *_SHAPE)}
         return {name: value for name, value in fields.items() if value is not None} | {"attention": self.attention}
 
 
@@ -143,6 +167,8 @@ def from_yaml(path: Path) -> PretrainConfig:
     Raises:
         FileNotFoundError: there is no such file. ValueError: it holds no settings, or wrong ones.
     """
+    import difflib
+
     import yaml
 
     if not path.is_file():
@@ -154,6 +180,15 @@ def from_yaml(path: Path) -> PretrainConfig:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings (lines of the form name: value).")
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in settings.keys() - PretrainConfig.model_fields.keys():
+        near = difflib.get_close_matches(name, PretrainConfig.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `limner pretrain --help` tells all."
+        raise ValueError(f"{path}: there is no setting '{name}'{hint}")
+    if settings.get("config", "nano") not in PRESET_NAMES:
+        raise ValueError(
+            f"{path}: its config is a preset ({', '.join(PRESET_NAMES)}), not another file; "
+            f"'{settings['config']}' is none."
+        )
     for name in ("sample_prompt", "report_to"):  # lists, whose only member may stand alone
         if isinstance(settings.get(name), str):
             settings[name] = [settings[name]]

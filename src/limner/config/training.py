@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,24 @@ class Loop:
     """Examples a process holds at once."""
     accumulation: int
     """Micro-batches in an optimizer step."""
-    eval_every: int
-    """Optimizer steps between evaluations; 0: only at the end."""
+    eval_every: int | None
+    """Optimizer steps between evaluations; 0: only at the end; None: a tenth of the run, but at most 50."""
     checkpoint_every: int
     """Optimizer steps between resumable states; 0: only at the end and when stopped."""
+    keep_numbered: bool = False
+    """Keep those states for good; otherwise only the newest ones stay, and the best."""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run.
+
+        Raises:
+            ValueError: neither epochs nor steps are given, or less than one step.
+        """
+        by_epochs = math.ceil(self.epochs * steps_per_epoch) if self.epochs is not None else None
+        limits = [limit for limit in (self.steps, by_epochs) if limit is not None]
+        if not limits or min(limits) < 1:
+            raise ValueError("The run has no length; give the number of epochs or steps (at least 1).")
+        return min(limits)
 
 
 class TrainSettings(RunConfig):

@@ -3,8 +3,8 @@
 A random number for each value is the dear part of dropout there: torch's own takes 5 ns a value on one core,
 compiled code 7, where everything else that happens to the value takes 2. One random byte a value is enough to drop
 one in ten, and eight of them come from one 64-bit draw: 0.4 ns each. The share that is dropped is therefore a
-multiple of 1/256 (26/256 = 0.1016 for 0.1), and what is kept is scaled by exactly its inverse, so that the mean
-stays what it was.
+multiple of 1/256 (26/256 = 0.1016 for 0.1; at least one and at most 255 of them), and what is kept is scaled by
+exactly its inverse, so that the mean stays what it was.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def random_bytes(shape: tuple[int, ...], generator: torch.Generator | None = Non
 
 
 def kept(noise: Tensor, p: float) -> Tensor:
-    """fp32: 0 where a byte is among the lowest round(256 p), elsewhere what makes the mean 1.
+    """fp32: 0 where a byte is among the lowest round(256 p) (1 to 255 of them), elsewhere what makes the mean 1.
 
     Written without a comparison, which compiled code does byte by byte.
     """
-    dropped = max(1, round(256 * p))
+    dropped = min(max(1, round(256 * p)), 255)
     return (noise.float() - (dropped - 1)).clamp(0, 1) * (256 / (256 - dropped))
 
 

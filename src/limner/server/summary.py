@@ -241,7 +241,7 @@ def _best(index: RunIndex, start: dict[str, Any]) -> Best | None:
     direction = start.get("directions", {}).get(metric, "min")
     steps, values = index.values("validation", metric)
     scored = [(value, -step) for step, value in zip(steps.tolist(), values.tolist(), strict=True)]
-    scored = [pair for pair in scored if math.isfinite(pair[0])]
+    scored = [pair for pair in scored if math.isfinite(pair[0]) and pair[1]]  # step 0 is no result of training
     if not scored:
         return None
     value, step = min(scored, key=lambda p: (p[0], -p[1])) if direction == "min" else max(scored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from typing import Any
@@ -30,7 +29,7 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
     num_pictures = {split: len(records) for split, records in task.records.items()}
     num_captions = sum(len(record.captions) for record in task.records["train"])
     order = Order(num_pictures["train"], loop.batch_size, loop.accumulation, 1, config.seed)
-    steps = min(loop.steps or math.inf, math.ceil((loop.epochs or math.inf) * order.steps_per_epoch))
+    steps = loop.total_steps(order.steps_per_epoch)
 
     cached = vlm.encoder_is_frozen and not config.augment and config.cache_features != "off"
     looks: dict[Look, int] = {"plain": sum(num_pictures.values())}

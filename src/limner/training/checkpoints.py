@@ -59,15 +59,18 @@ class CheckpointManager:
         metric: the logged metric that decides which is best.
         direction: whether "min" or "max" of it is better. There is no default: a wrong one would be silent.
         keep: how many of the newest to keep, besides the best.
+        keep_every: also keep the states of all multiples of this step; 0: of none.
     """
 
-    def __init__(self, folder: Path | str, metric: str, direction: Direction, keep: int = 3) -> None:
+    def __init__(
+        self, folder: Path | str, metric: str, direction: Direction, keep: int = 3, keep_every: int = 0
+    ) -> None:
         if direction not in ("min", "max"):
             raise ValueError(f"direction is '{direction}'; say 'min' or 'max'.")
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least the latest checkpoint must be kept (1).")
         self.folder = Path(folder)
-        self.metric, self.direction, self.keep = metric, direction, keep
+        self.metric, self.direction, self.keep, self.keep_every = metric, direction, keep, keep_every
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -166,7 +169,8 @@ class CheckpointManager:
     def _prune(self) -> None:
         checkpoints, best = self.list(), self.best
         for checkpoint in checkpoints[: -self.keep]:
-            if checkpoint != best:
+            numbered = self.keep_every and checkpoint.step % self.keep_every == 0
+            if checkpoint != best and not numbered:
                 remove_checkpoint(checkpoint.path)
 
     def _find(self, wanted: Checkpoint | Path | str | int) -> Checkpoint:

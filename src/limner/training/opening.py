@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,37 @@ FREE_FIELDS = frozenset(
         "save_dir",
         "prune_cache",
         "cache_dir",
+        "sample_prompt",
+        "sample_tokens",
     }
 )
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
 
+LENGTH_FIELDS = {
+    "pretrain": frozenset({"epochs", "steps"}),
+    "train": frozenset({"num_train_epochs", "max_steps"}),
+}
+"""Settings of a run's length: ``resume`` may change them; from there on the learning rate follows the new one."""
+
 
 @dataclass
 class OpenRun:
-    """A run that this process may write. ``lock`` is held until `close`; ``resumed``: it was begun before."""
+    """A run that this process may write. ``lock`` is held until `close`; ``resumed``: it was begun before.
+
+    ``new_length``: settings of `LENGTH_FIELDS` that are other ones than before.
+    """
 
     run: Run
     resumed: bool
     lock: Any
+    new_length: dict[str, Any] = field(default_factory=dict)
+
+    def keep_new_length(self) -> str:
+        """Writes the new length among the run's settings; tells in a sentence what was changed."""
+        before = self.run.config
+        changes = _changes(before["config"], before["config"] | self.new_length)
+        write_config(self.run.path, before["verb"], before["config"] | self.new_length)
+        return f"Another length ({'; '.join(changes)}): from here on the learning rate follows the new one."
 
     def close(self) -> None:
         if self.lock is not None:
@@ -60,8 +79,9 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
 
     Raises:
         ValueError: the run is complete, at work in another process, or was begun with other settings.
-        FileNotFoundError: ``resume`` names no run.
+        FileNotFoundError: ``resume`` names no run. OSError: a folder that the settings name cannot be made.
     """
+    make_folders(config)
     settings = json.loads(config.model_dump_json())
     existing = _existing(config)
     if existing is None:
@@ -80,8 +100,28 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         write_config(existing.path, verb, settings)
         return opened
     defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
-    _refuse_changes(existing, verb, settings, defaults)
-    return _opened(config, existing, True)
+    before = defaults | existing.config["config"]  # a version that lacked a setting did what is now its default
+    length = LENGTH_FIELDS.get(verb, frozenset()) if config.resume is not None else frozenset()
+    _refuse_changes(existing, verb, before, settings, length)
+    opened = _opened(config, existing, True)
+    opened.new_length = {name: settings[name] for name in length if before.get(name) != settings[name]}
+    return opened
+
+
+def make_folders(config: RunConfig, *names: str) -> None:
+    """Makes the folders that settings name.
+
+    Raises:
+        OSError: one of them cannot be made; the message says which setting that is.
+    """
+    for name in names or ("runs_dir", "cache_dir", "checkpoints_dir"):
+        folder: Path | None = getattr(config, name, None)
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            flag = "--" + name.replace("_", "-")
+            raise OSError(f"{flag} {folder} cannot be made ({error.strerror}); name another folder.") from error
 
 
 def _opened(config: RunConfig, run: Run, resumed: bool) -> OpenRun:
@@ -139,6 +179,9 @@ def _existing(config: RunConfig) -> Run | None:
     status = run.state().status
     if status is Status.COMPLETED:
         advice = "Choose another --name, or --force-new to start over beside it."
+        if config.resume is not None:
+            option = "--base-model" if hasattr(config, "base_model") else "--init-from"
+            advice = f"To train that further, begin a run from it: {option} {run.model_path}."
         if getattr(config, "checkpoints_dir", None) is not None:
             advice = "Give the new run another --checkpoints-dir: its own checkpoints lie in that one."
         raise ValueError(f"Run '{run.name}' is complete: its model is at {run.model_path}. {advice}")
@@ -150,20 +193,24 @@ def _was_started(run: Run) -> bool:
     return run.events_path.exists() and any(event["type"] == "start" for event in run.events())
 
 
-def _refuse_changes(run: Run, verb: str, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
-    before = defaults | run.config["config"]  # a version that lacked a setting did what is now its default
+def _refuse_changes(
+    run: Run, verb: str, before: dict[str, Any], settings: dict[str, Any], length: frozenset[str]
+) -> None:
     if run.config["verb"] != verb:
         raise ValueError(f"Run '{run.name}' was begun by `limner {run.config['verb']}`, not by `limner {verb}`.")
-    changed = [
-        f"--{name.replace('_', '-')} was {before.get(name)!r}, is {settings.get(name)!r}"
-        for name in sorted(before.keys() | settings.keys())
-        if name not in FREE_FIELDS and before.get(name) != settings.get(name)
-    ]
-    if changed:
+    if changed := _changes(before, settings, FREE_FIELDS | length):
         raise ValueError(
             f"Run '{run.name}' is unfinished and was begun with other settings ({'; '.join(changed)}). "
             "Give the same settings to resume it, another --name, or --force-new to start over beside it."
         )
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any], free: frozenset[str] = frozenset()) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in free and before.get(name) != after.get(name)
+    ]
 
 
 def _refuse_others_checkpoints(config: RunConfig) -> None:

@@ -45,6 +45,11 @@ class Order:
         """The last step of an epoch may be short: no example is left out."""
         return -(-self.num_examples // self.examples_per_step)
 
+    def examples_before(self, step: int) -> int:
+        """Examples that all the steps before this one take together."""
+        epochs, position = divmod(step, self.steps_per_epoch)
+        return epochs * self.num_examples + position * self.examples_per_step
+
     def step_examples(self, step: int) -> np.ndarray:
         """The indices of a step's examples, all ranks and micro-batches. ``step`` counts from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)

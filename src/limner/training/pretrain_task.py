@@ -22,7 +22,8 @@ from limner.device import compiles, require_compiler
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
 from limner.tokenizer import Tokenizer, get_tokenizer
-from limner.training.chunked_loss import summed_cross_entropy
+from limner.training.chunked_loss import CHUNK_BYTES, summed_cross_entropy
+from limner.training.order import Order
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 
 _TOLD = {
@@ -55,6 +56,7 @@ class PretrainTask(Task):
     kind = "pretrain"
     unit = "tokens"
     numbered_examples = True
+    evaluates_first = True
     directions = {}  # noqa: RUF012  the validation loss is all there is
 
     tokenizer: Tokenizer
@@ -72,15 +74,12 @@ class PretrainTask(Task):
 
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         self.prepare_data(progress)
-        self.precision = precision
-        self.device = device
         self.model = self._model()
-        self.plan = plan(self.model.config)
+        self.measure(self.model.config, device, precision)
         self.flops_per_unit = float(self.plan.flops_per_token)
-        self.compiled = self._worth_compiling(device)
         if self.compiled:
-            self.model.compile_training(self.config.batch_size, self.training.context)
-        for line in self.describe_data() + self.plan.describe(self.config.batch_size, precision != torch.float32):
+            self.model.compile_training(self._windows_at_once(), self.training.context)
+        for line in self.describe_data() + self.plan.describe(self.memory):
             self.say(line)
         if self.compiled:
             self.say("The model is compiled: the first step takes about a minute, the others less than before.")
@@ -116,6 +115,11 @@ class PretrainTask(Task):
                     "tokenizers gpt2, byte and bpe know all text."
                 )
         self.num_examples = len(self.training)
+        if config.batch_size > self.num_examples:
+            self.notes.append(
+                f"The training text has only {self.num_examples:,} windows: a batch holds these, not "
+                f"{config.batch_size:,}."
+            )
         characters = [sum(map(len, documents)) for documents in texts]
         size = [sum(len(document.encode()) for document in documents) for documents in texts]
         self.text_facts = {
@@ -155,16 +159,45 @@ class PretrainTask(Task):
             )
         return asked
 
+    def shape(self) -> GPTConfig:
+        """What the model will be. --init-from's is read with its weights: they alone tell whether it has biases."""
+        if self.config.init_from is not None:
+            return (self._model() if self._has_text() else self._loaded(self.config.init_from)).config
+        return self.model_config(None if self._has_text() else _vocabulary(self.config))
+
+    def measure(self, shape: GPTConfig, device: torch.device, precision: torch.dtype) -> None:
+        """What training a model of this shape takes, and whether it is compiled; without text, in full windows."""
+        self.device, self.precision = device, precision
+        self.plan = plan(shape, self.training.context if self._has_text() else None)
+        self.compiled = self._has_text() and self._worth_compiling(device)
+        # Without a compiler, torch's attention on a CPU writes the weights out where it is to drop some of them.
+        unfused = device.type == "cpu" and shape.dropout > 0 and not self.compiled
+        self.memory = self.plan.training_bytes(
+            self._windows_at_once(),
+            precision != torch.float32,
+            keeps_attention=shape.attention == "manual" or unfused,
+            most_logits=CHUNK_BYTES,
+        )
+
+    def _has_text(self) -> bool:
+        return hasattr(self, "training")
+
+    def _order(self) -> Order:
+        loop = self.config.loop()
+        world = _num_processes()
+        return Order(self.num_examples, loop.batch_size, loop.accumulation, world, self.config.seed)
+
+    def _windows_at_once(self) -> int:
+        """Windows in the largest batch of a process."""
+        return min(self.config.batch_size, self.num_examples) if self._has_text() else self.config.batch_size
+
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        loop = self.config.loop()
-        epoch = -(-len(self.training) // (loop.batch_size * loop.accumulation * _num_processes()))
-        by_epochs = math.ceil(loop.epochs * epoch) if loop.epochs is not None else None
-        return min(limit for limit in (loop.steps, by_epochs) if limit is not None)
+        return self.config.loop().total_steps(self._order().steps_per_epoch)
 
     def total_tokens(self) -> int:
         """Tokens that one process sees in the run."""
-        return self.total_steps() * self.config.batch_size * self.config.grad_accum_steps * self.training.context
+        return self._order().examples_before(self.total_steps()) // _num_processes() * self.training.context
 
     def _worth_compiling(self, device: torch.device) -> bool:
         """As asked; else where the run is long enough to win back a minute, and there is a compiler.
@@ -193,11 +226,10 @@ class PretrainTask(Task):
         return self.config.init_from or (self.config.config if self.config.config in HUB_IDS else None)
 
     def _model(self) -> GPTModel:
-        config, source = self.config, self._source()
+        source = self._source()
         if source is None:
             return GPTModel(self.model_config())
-        overrides = {name: value for name, value in config.overrides().items() if name in ("dropout", "attention")}
-        model = GPTModel.from_pretrained(_model_folder(source), **overrides)
+        model = self._loaded(source)
         if model.config.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"{source} knows {model.config.vocab_size} tokens, but its tokenizer has "
@@ -209,6 +241,11 @@ class PretrainTask(Task):
                 f"give --context-length {model.config.context_length}."
             )
         return model
+
+    def _loaded(self, source: str) -> GPTModel:
+        fields = self.config.overrides()
+        overrides = {name: fields[name] for name in ("dropout", "attention") if name in fields}
+        return GPTModel.from_pretrained(_model_folder(source), **overrides)
 
     def describe_data(self) -> list[str]:
         """The text and what losses on it will mean, for a person."""
@@ -231,7 +268,7 @@ class PretrainTask(Task):
             "tokenizer": self.tokenizer.name,
             "model": asdict(self.plan.config),
             "parameters_by_part": self.plan.parts,
-            "memory_estimate": self.plan.training_bytes(self.config.batch_size, self.precision != torch.float32),
+            "memory_estimate": self.memory,
             "reference_lines": asdict(self.lines),
             "context": self.training.context,
             "stride": self.training.stride,
@@ -322,6 +359,12 @@ def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
     inputs, targets = map(torch.from_numpy, windows.batch(indices))
     count = targets.numel()
     return Batch({"ids": inputs, "targets": targets}, count, count, [str(index) for index in indices])
+
+
+def _vocabulary(config: PretrainConfig) -> int:
+    """Tokens of the tokenizer, without the text that it might be trained on."""
+    name = config.tokenizer or "gpt2"
+    return {"gpt2": 50257, "bpe": config.vocab_size}.get(name) or get_tokenizer(name).vocab_size
 
 
 def _num_processes() -> int:

@@ -66,6 +66,8 @@ class Task(ABC):
     num_examples: int
     """Set by `prepare`: training examples in an epoch (windows of text, pictures)."""
 
+    evaluates_first: ClassVar[bool] = False
+    """Whether the first evaluation comes before the first step; where evaluations are dear, it does not."""
     flops_per_unit: float | None = None
     """FLOPs of forward and backward for one token or caption; None: no MFU is told."""
 

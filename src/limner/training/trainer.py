@@ -114,7 +114,17 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
             journal.say(f"Resuming run '{opened.run.name}'.")
         journal.say(f"Computing on {choice}.")
         trainer = Trainer(task, config, Run(path), journal, accelerator, choice)
+        trainer.load_latest()
+        if opened and opened.new_length:
+            change = opened.keep_new_length()
+            journal.event("note", text=change)
+            journal.say(change)
         return trainer.run_to_end(verb)
+    except KeyboardInterrupt:  # while preparing, or at the second Ctrl-C
+        with contextlib.suppress(OSError):
+            journal.event("complete", reason="stopped", metrics={}, interrupted=True)
+        journal.to_log("Interrupted.")
+        raise
     except BaseException as error:
         message = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         with contextlib.suppress(OSError):
@@ -172,18 +182,20 @@ class Trainer:
             config.seed,
             task.arrange,
         )
-        by_epochs = math.ceil(loop.epochs * self.order.steps_per_epoch) if loop.epochs is not None else None
-        limits = [limit for limit in (loop.steps, by_epochs) if limit is not None]
-        if not limits or min(limits) < 1:
-            raise ValueError("The run has no length; give the number of epochs or steps (at least 1).")
-        self.total_steps = min(limits)
+        self.total_steps = loop.total_steps(self.order.steps_per_epoch)
+        self.eval_every = loop.eval_every
+        if self.eval_every is None:
+            self.eval_every = max(1, min(50, self.total_steps // 10))
         self.warmup_steps = config.warmup(self.total_steps)
         self.progress = Progress()
         folder = config.checkpoints_dir or run.checkpoints_path
         self.manager: CheckpointManager | None = None
         if accelerator.is_main_process:
             metric = config.metric_for_best_model
-            self.manager = CheckpointManager(folder, metric, self.directions[metric], config.save_total_limit)
+            keep_every = loop.checkpoint_every if loop.keep_numbered else 0
+            self.manager = CheckpointManager(
+                folder, metric, self.directions[metric], config.save_total_limit, keep_every
+            )
         self.saved_step = -1
         self.last_values: dict[str, Any] = {}
         self.meter = Meter(task.unit, task.flops_per_unit, choice)
@@ -194,7 +206,6 @@ class Trainer:
     # -- the run ---------------------------------------------------------------------------------------------
 
     def run_to_end(self, verb: str) -> Result:
-        self._load_latest()
         self._announce(verb)
         with self.steering.signals():
             try:
@@ -217,9 +228,11 @@ class Trainer:
 
     def _loop(self) -> str:
         """Runs steps until the end; says why it ended."""
-        progress, loop = self.progress, self.loop
-        if progress.step == 0:
-            self._probe()
+        progress, eval_every, save_every = self.progress, self.eval_every, self.loop.checkpoint_every
+        if progress.step == 0 and progress.evaluated_step < 0:
+            if self.task.evaluates_first:  # to be looked at: it takes no part in what is best
+                self._evaluate()
+            self._probe(tell=self.task.evaluates_first)
         while progress.step < self.total_steps:
             if self.steering.at_boundary() == "stop":
                 self.save_checkpoint()
@@ -229,14 +242,15 @@ class Trainer:
             self._step()
             step = progress.step
             last = step == self.total_steps
-            if last or (loop.eval_every and step % loop.eval_every == 0):
-                improved = self._evaluate()
+            if last or (eval_every and step % eval_every == 0):
+                self._evaluate()
+                improved = self._improved()
                 self._probe(tell=True)
                 if improved:
                     self.save_checkpoint()
-            elif step & (step - 1) == 0 and step < (loop.eval_every or self.total_steps):
+            elif step & (step - 1) == 0 and step < (eval_every or self.total_steps):
                 self._probe()  # at 1, 2, 4, 8 ...: early training changes fastest
-            if last or (loop.checkpoint_every and step % loop.checkpoint_every == 0):
+            if last or (save_every and step % save_every == 0):
                 self.save_checkpoint()
         return "early stopping" if self._exhausted() and progress.step < self.total_steps else "completed"
 
@@ -372,8 +386,8 @@ class Trainer:
 
     # -- evaluation ------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> bool:
-        """Measures the fixed subset. True: the metric that decides is the best so far."""
+    def _evaluate(self) -> None:
+        """Measures the fixed subset."""
         with self.meter.outside("evaluation"), self._inference() as model:
             metrics = {"eval_loss": self._validation_loss(model)}
             if self.accelerator.is_main_process:
@@ -386,7 +400,11 @@ class Trainer:
         if self.config.report_to:
             self.accelerator.log(dict(metrics), step=progress.step)
         self.journal.say(self.task.tell(progress.step, self.last_values, metrics | readings))
-        value = metrics[self.config.metric_for_best_model]
+
+    def _improved(self) -> bool:
+        """Whether the last evaluation's deciding metric is the best so far; counts for early stopping."""
+        progress = self.progress
+        value = progress.metrics[self.config.metric_for_best_model]
         smaller = self.directions[self.config.metric_for_best_model] == "min"
         best = progress.best_value
         improved = math.isfinite(value) and (best is None or (value < best if smaller else value > best))
@@ -470,7 +488,7 @@ class Trainer:
         why: str | None = None
         if self.manager is not None:
             progress = self.progress
-            metrics = progress.metrics if progress.evaluated_step == progress.step else {}
+            metrics = progress.metrics if progress.evaluated_step == progress.step > 0 else {}
             state = {"progress": vars(progress), "task": self.task.state()}
             try:
                 with self.meter.outside("checkpoint"):
@@ -490,7 +508,12 @@ class Trainer:
                 why = f"Step {progress.step} is not saved: the disk is full ({error}). Free some, then resume."
         return _broadcast(self.accelerator, why)
 
-    def _load_latest(self) -> None:
+    def load_latest(self) -> None:
+        """Takes up the run where its latest checkpoint stands, if it has one.
+
+        Raises:
+            ValueError: that is damaged, of another model, or beyond the run's end.
+        """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
         metric = self.config.metric_for_best_model
         manager = self.manager or CheckpointManager(folder, metric, self.directions[metric])
@@ -502,6 +525,11 @@ class Trainer:
         _load_weights(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
+        if self.progress.step > self.total_steps:
+            raise ValueError(
+                f"Run '{self.run.name}' is at step {self.progress.step} already, and {self.total_steps} are asked "
+                "for; give it more."
+            )
         self.task.load_state(state["task"])
         self.saved_step = self.journal.step = self.progress.step
         self.journal.say(f"Going on from {latest.path.name} of {self.total_steps}.")
@@ -539,7 +567,8 @@ class Trainer:
             f"Run '{self.run.name}': {total:,} parameters, {trained:,} trained ({trained / total:.1%}); "
             f"{self.task.num_examples:,} examples, {self.order.examples_per_step} a step, "
             f"{self.order.steps_per_epoch:,} steps an epoch, {self.total_steps:,} in all, "
-            f"{self.warmup_steps} of warm-up."
+            f"{self.warmup_steps} of warm-up; evaluated "
+            + (f"every {self.eval_every}." if self.eval_every else "at the end.")
         )
         if self.config.report_to:
             self.accelerator.init_trackers("limner", config={"run": self.run.name})
