@@ -40,14 +40,19 @@ class Tokenizer(ABC):
     """The token that ends a text."""
     bos_id: int | None
     """The token that begins a text, where the family has one (GPT-2 uses its end token)."""
+    byte_level: bool = True
+    """Whether a text is the bytes of its tokens, whatever stands before them."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that a model is to continue, behind the token that begins one where there is such."""
-        ids = self.encode(text)
+        """The ids of a text that a model is to continue, behind the token that begins one where there is such.
+
+        Bytes that are no UTF-8 may stand in it as a command line brings them (surrogate escapes).
+        """
+        ids = self.encode_bytes(text.encode("utf-8", "surrogateescape"))
         begins = self.bos_id is not None and (not ids or self.bos_id != self.eos_id)
         return [self.bos_id, *ids] if begins else ids  # type: ignore[list-item]
 
@@ -256,7 +261,7 @@ class _Stock(Tokenizer):
             raise ValueError(f"The tokenizer '{name}' has no end-of-text token, which a language model needs.")
         self.eos_id = stock.eos_token_id
         self.bos_id = stock.bos_token_id
-        self._byte_level = "ByteLevel" in str(stock.backend_tokenizer.decoder)
+        self.byte_level = "ByteLevel" in str(stock.backend_tokenizer.decoder)
         self._specials = set(stock.all_special_ids)
 
     def encode(self, text: str) -> list[int]:
@@ -271,7 +276,7 @@ class _Stock(Tokenizer):
             raise ValueError(f"The tokenizer '{self.name}' has no token {id}; ids are below {self.vocab_size}.")
         if id in self._specials:
             return token.encode()
-        if self._byte_level:
+        if self.byte_level:
             values = _byte_values()
             return bytes(values[character] for character in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # SentencePiece's byte tokens
@@ -279,12 +284,12 @@ class _Stock(Tokenizer):
         return token.replace("\u2581", " ").encode()  # SentencePiece's mark of a space
 
     def decode(self, ids: Iterable[int]) -> str:
-        if self._byte_level:
+        if self.byte_level:
             return super().decode(ids)
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def _byte_id(self, byte: int) -> int:
-        token = _byte_characters()[byte] if self._byte_level else f"<0x{byte:02X}>"
+        token = _byte_characters()[byte] if self.byte_level else f"<0x{byte:02X}>"
         id = self._backend.token_to_id(token)
         return super()._byte_id(byte) if id is None else id
 
