@@ -7,14 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.generate import GenerateConfig
+from limner.runs.models import find_checkpoint, find_model
 
 if TYPE_CHECKING:
     from limner.decoding.text_model import Continuation, TextModel, Token
+    from limner.runs import Run
 
 
 def run(argv: list[str]) -> int:
@@ -59,13 +61,31 @@ def run(argv: list[str]) -> int:
 def _load(config: GenerateConfig) -> TextModel:
     from limner.decoding.text_model import load_text_model
 
-    folder = model_named(config.model, config.runs_dir)
+    found = find_checkpoint(config.model, config.runs_dir, "language model")
+    if found is not None:
+        return _at_checkpoint(*found, config)
+    source = find_model(config.model, config.runs_dir, "language model")
     try:
-        return load_text_model(folder, config.device, config.precision, config.quantize, threads=config.threads)
+        return load_text_model(source, config.device, config.precision, config.quantize, threads=config.threads)
     except OSError as error:
-        if Path(folder).exists() or "/" in folder:
+        if Path(source).exists() or "/" in source:
             raise
-        raise FileNotFoundError(f"There is no run '{folder}' in {config.runs_dir}. {error}") from error
+        raise FileNotFoundError(f"There is no run '{source}' in {config.runs_dir}. {error}") from error
+
+
+def _at_checkpoint(run: Run, checkpoint: Path, config: GenerateConfig) -> TextModel:
+    """The model as it stood at a checkpoint: built again as its run built it, then given those weights."""
+    from limner.decoding.text_model import TextModel
+    from limner.device import choose
+    from limner.models.gpt_stock import to_stock
+    from limner.training.checkpoint_model import restored
+
+    choice = choose(config.device, config.precision, config.threads)
+    print(f"(Run {run.name} is {run.state().status}; this is its checkpoint {checkpoint}.)", file=sys.stderr)
+    with TemporaryDirectory() as scratch:
+        task: Any = restored(run, checkpoint, Path(scratch))
+    lm: Any = to_stock(task.model, task.tokenizer.eos_id)
+    return TextModel(lm.to(choice.device), task.tokenizer, choice.dtype, config.quantize)
 
 
 def _finish(tokens: Generator[Token, None, Continuation], tell: Callable[[Token], None]) -> Continuation:

@@ -124,7 +124,7 @@ class Playground:
         if found is None or found.stamp != stamp:
             self._models.pop(id, None)
             if "cache" in arguments:
-                from limner.server.checkpoint_model import stock_folder
+                from limner.training.checkpoint_model import stock_folder
 
                 path = stock_folder(Path(arguments["run"]), path, Path(arguments["cache"]))
             model = self._read(path, arguments["kind"])

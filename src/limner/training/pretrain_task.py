@@ -18,9 +18,11 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
+from limner.decoding.text_model import visible
 from limner.device import compiles, require_compiler
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
+from limner.runs.models import find_model
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.task import Batch, ParameterGroup, Progress, Task
@@ -91,7 +93,9 @@ class PretrainTask(Task):
         texts = corpus.split(config.val_split)
         self.corpus_name = corpus.name
         # A tokenizer that is trained sees the training text only, like the model.
-        self.tokenizer = get_tokenizer(config.tokenizer, texts[0], config.vocab_size)
+        known = config.tokenizer in ("gpt2", "byte", "bpe")
+        tokenizer = config.tokenizer if known else find_model(config.tokenizer, config.runs_dir)
+        self.tokenizer = get_tokenizer(tokenizer, texts[0], config.vocab_size)
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
         context = self.model_config().context_length
         self.training, self.validation, self.notes = fit_windows(rows[0], rows[1], context, config.stride)
@@ -151,14 +155,16 @@ class PretrainTask(Task):
 
     def _source(self) -> str | None:
         """Where trained weights come from; None: the model begins from nothing."""
-        return self.config.init_from or (self.config.config if self.config.config in HUB_IDS else None)
+        if self.config.init_from is not None:
+            return find_model(self.config.init_from, self.config.runs_dir, "language model")
+        return self.config.config if self.config.config in HUB_IDS else None
 
     def _model(self) -> GPTModel:
         config, source = self.config, self._source()
         if source is None:
             return GPTModel(self.model_config())
         overrides = {name: value for name, value in config.overrides().items() if name in ("dropout", "attention")}
-        model = GPTModel.from_pretrained(_model_folder(source), **overrides)
+        model = GPTModel.from_pretrained(source, **overrides)
         if model.config.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"{source} knows {model.config.vocab_size} tokens, but the tokenizer '{config.tokenizer}' has "
@@ -242,7 +248,7 @@ class PretrainTask(Task):
 
     def tell_sample(self, sample: Mapping[str, Any]) -> str:
         text = (str(sample["prompt"]) + "|" + str(sample["text"])).replace("\n", "\u23ce")
-        return f"    {text}"
+        return f"    {visible(text)}"
 
     # -- samples ---------------------------------------------------------------------------------------------
 
@@ -285,12 +291,6 @@ def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
 def _num_processes() -> int:
     """As the launcher says: torchrun and Accelerate set this variable."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _model_folder(source: str) -> str:
-    """A run's folder stands for its finished model."""
-    model = Path(source) / "model"
-    return str(model) if model.is_dir() else source
 
 
 def _first_words(documents: Sequence[str], count: int = 6) -> str:
