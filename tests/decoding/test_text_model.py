@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
@@ -93,9 +92,9 @@ def test_a_long_prompt_is_decoded_once(pieces: Tokenizer, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def talker(tmp_path: Path) -> tuple[Any, Path, Tokenizer]:
+def talker(make_model: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path, Tokenizer]:
     tokenizer = sentencepiece(tmp_path)
-    lm = tiny("llama", seed=1)
+    lm = make_model("llama", seed=1)
     lm.generation_config.pad_token_id = 0
     lm.save_pretrained(tmp_path)
     return lm, tmp_path, tokenizer

@@ -15,7 +15,8 @@ class GenerateConfig(Config):
     """Continue a prompt with a language model."""
 
     model: tyro.conf.Positional[str]
-    """A run of limner pretrain, a model folder in stock format, or a hub id."""
+    """A run of limner pretrain (an unfinished one is read at its latest checkpoint), a checkpoint's folder, a model
+    folder in stock format, or a hub id."""
     prompt: str = ""
     """The text to continue; - reads it from standard input. Unset: begin a new text."""
     temperature: float = Field(default=0.8, ge=0)

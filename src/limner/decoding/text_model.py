@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from limner.decoding import get_decoder, step_model
 from limner.decoding.decoder import Cancel, Decoder
 from limner.decoding.weights import is_known
 from limner.device import choose
-from limner.models.hub import load_stock
 from limner.tokenizer import Tokenizer, get_tokenizer
 
 HALF = "\ufffd"
@@ -238,6 +236,10 @@ def load_text_model(
         OSError: a hub id cannot be had.
         ValueError: not a language model; weights are missing; the device or precision is not to be had here.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import, and pretraining needs none of it
+
+    from limner.models.hub import load_stock
+
     choice = choose(device, precision or "fp32", threads)
     parts = (Path(source) / "limner.json").is_file()  # of a captioner that LLaVA cannot express
     if parts or load_stock(AutoConfig, source, "language model").model_type == "llava":
