@@ -42,6 +42,8 @@ class Tokenizer(ABC):
     """The token that ends a text."""
     bos_id: int | None
     """The token that begins a text, where the family has one (GPT-2 uses its end token)."""
+    byte_level: bool = True
+    """Whether a text is the bytes of its tokens, whatever stands before them."""
     unk_id: int | None = None
     """The token for text that the tokenizer does not know; None: it knows all text."""
 
@@ -55,8 +57,11 @@ class Tokenizer(ABC):
         return [] if self.bos_id is None or self.bos_id == self.eos_id else [self.bos_id]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that a model is to continue; of an empty one the token that begins (or ends) texts."""
-        ids = self.opening + self.encode(text)
+        """The ids of a text that a model is to continue; of an empty one the token that begins (or ends) texts.
+
+        Bytes that are no UTF-8 may stand in it as a command line brings them (surrogate escapes).
+        """
+        ids = self.opening + self.encode_bytes(text.encode("utf-8", "surrogateescape"))
         return ids or ([] if self.bos_id is None else [self.bos_id])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -276,7 +281,7 @@ class _Stock(Tokenizer):
             raise ValueError(f"The tokenizer '{name}' has no end-of-text token, which a language model needs.")
         self.eos_id = stock.eos_token_id
         self.bos_id = stock.bos_token_id
-        self._byte_level = "ByteLevel" in str(stock.backend_tokenizer.decoder)
+        self.byte_level = "ByteLevel" in str(stock.backend_tokenizer.decoder)
         self.unk_id = None if stock.unk_token_id in (self.eos_id, self.bos_id) else stock.unk_token_id
         self._added = {id: token.content for id, token in stock.added_tokens_decoder.items()}
 
@@ -294,7 +299,7 @@ class _Stock(Tokenizer):
         token = self._backend.id_to_token(id)
         if token is None:  # a gap in the ids, of which a model may draw one: no text, as stock tokenizers say
             return b""
-        if self._byte_level:
+        if self.byte_level:
             values = _byte_values()
             return bytes(values[character] for character in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # SentencePiece's byte tokens
@@ -302,12 +307,12 @@ class _Stock(Tokenizer):
         return token.replace("\u2581", " ").encode()  # SentencePiece's mark of a space
 
     def decode(self, ids: Iterable[int]) -> str:
-        if self._byte_level:
+        if self.byte_level:
             return super().decode(ids)
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def _byte_id(self, byte: int) -> int:
-        token = _byte_characters()[byte] if self._byte_level else f"<0x{byte:02X}>"
+        token = _byte_characters()[byte] if self.byte_level else f"<0x{byte:02X}>"
         id = self._backend.token_to_id(token)
         return super()._byte_id(byte) if id is None else id
 

@@ -132,6 +132,27 @@ def test_stream_gives_the_columns(talkative: dict[str, Any], prompts: Any, name:
 
 
 @pytest.mark.parametrize("name", DECODERS)
+def test_stream_ends_with_what_decode_gives(models: dict[str, Any], prompts: Any, name: str) -> None:
+    ids, _ = prompts([5])
+    steps, decoder, logits = step_model(models["llama"]), decoder_named(name), []
+    columns, stream = [], decoder.stream(steps, input_ids=ids, watch=logits.append)
+    while True:
+        try:
+            columns.append(next(stream))
+        except StopIteration as end:
+            streamed = end.value
+            break
+    whole = decoder.decode_full(steps, input_ids=ids)
+    assert torch.equal(streamed.tokens, whole.tokens) and streamed.endings == whole.endings
+    assert torch.equal(streamed.token_logprobs, whole.token_logprobs)
+    if len(whole.lengths) == 1:
+        seen = torch.cat(logits).log_softmax(1).gather(1, whole.tokens.T)[:, 0]
+        assert torch.allclose(seen, whole.token_logprobs[0], atol=1e-5)
+    with pytest.raises(ValueError, match="but 3 row_ids"):
+        decoder.stream(steps, input_ids=ids, row_ids=[1, 2, 3])  # at once, not at the first token
+
+
+@pytest.mark.parametrize("name", DECODERS)
 def test_cancellation_keeps_what_was_said(models: dict[str, Any], prompts: Any, name: str) -> None:
     ids, _ = prompts([5, 5])
     steps, decoder = step_model(models["qwen2"]), decoder_named(name)

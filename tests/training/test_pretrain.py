@@ -215,6 +215,9 @@ def test_initial_weights_can_be_a_finished_run(tmp_path):
     first = pretrain(tmp_path, "first", steps=4, eval_freq=0)
     task = prepared(tmp_path, init_from=str(first.run.path), **ITS_OWN)
     assert torch.equal(task.model.head.weight, GPTModel.from_pretrained(first.run.model_path).head.weight)
+    named = prepared(tmp_path, init_from="first", tokenizer="first", runs_dir=tmp_path, **ITS_OWN)
+    assert torch.equal(named.model.head.weight, task.model.head.weight)
+    assert named.tokenizer.vocab_size == 257
 
 
 def test_initial_weights_keep_their_tokenizer(tmp_path):
@@ -342,6 +345,8 @@ def test_command_line_pretrains_and_generates(tmp_path, capsys, monkeypatch):
 
 
 def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file
+
     from limner.runs import send_command
 
     monkeypatch.chdir(tmp_path)
@@ -356,6 +361,20 @@ def test_a_stopped_run_goes_on_by_its_name(tmp_path, monkeypatch, capsys):
         patched.setattr("limner.training.journal.Journal.training", stop_at_three)
         assert main(words(tmp_path, "--steps", "6", "--eval-freq", "3", "--force-new")) == 0
     assert Run(folder).state().step == 3
+    capsys.readouterr()
+    # It speaks as it stood when it was stopped
+    wish = ["--prompt", "The goose", "--max-tokens", "3", "--temperature", "0", "--json"]
+    assert main(["generate", "cli", "--runs-dir", str(tmp_path), *wish]) == 0
+    told = capsys.readouterr()
+    assert "(Run cli is stopped; this is its checkpoint cli/checkpoints/step-000003.)" in told.err
+    model = GPTModel(GPTConfig(vocab_size=257, context_length=32, width=32, num_heads=4, num_layers=2)).eval()
+    model.load_state_dict(load_file(folder / "checkpoints" / "step-000003" / "model.safetensors"))
+    logprobs = model(torch.tensor([list(b"The goose")]))[0, -1].log_softmax(-1)
+    first = json.loads(told.out)["tokens"][0]
+    assert (first["id"], first["logprob"]) == (
+        int(logprobs.argmax()),
+        pytest.approx(float(logprobs.max()), abs=1e-4),
+    )
     assert main(["pretrain", "--resume", "cli", "--runs-dir", str(tmp_path)]) == 0
     resumed = [event["loss"] for event in Run(folder).events() if event["type"] == "metrics"]
     assert resumed == losses(whole)
@@ -535,6 +554,11 @@ def test_a_short_text_makes_a_short_model(tmp_path, capsys):
     assert any("as long as the windows" in note for note in start["notes"])
     assert main(["generate", str(result.run.model_path), "--prompt", "Once", "--max-tokens", "90", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["tokens"]) <= 47  # the last one needs no place in the context
+
+
+def test_samples_leave_the_terminal_alone():
+    told = PretrainTask(PretrainConfig(**SMALL)).tell_sample({"prompt": "Ada", "text": "\x1b[2J\n\x0e"})
+    assert told == "    Ada|\\x1b[2J\u23ce\\x0e"
 
 
 def test_a_context_of_one_token_is_a_bigram_model(tmp_path):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.caption import CaptionConfig
+from limner.runs.models import find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
 
     keep_freed_memory()
     captioner = load_captioner(
-        model_named(config.model, config.runs_dir),
+        find_model(config.model, config.runs_dir, "captioner"),
         device=config.device,
         precision=config.precision,
         quantize=config.quantize,

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from limner import __version__
-from limner.cli.models import model_named
 from limner.cli.parse import parse
 from limner.config.evaluate import EvaluateConfig
+from limner.runs.models import find_model
 
 if TYPE_CHECKING:
     from limner.data.records import Record
@@ -225,7 +225,7 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 def _open(config: EvaluateConfig, model: str) -> Describes:
     from limner.evaluation.any_captioner import open_captioner
 
-    path = model_named(model, config.runs_dir)
+    path = find_model(model, config.runs_dir, "captioner")
     if _is_checkpoint(path):
         return _open_checkpoint(Path(path), config)
     revision = config.revision if path == model else None
@@ -314,7 +314,7 @@ def _facts(config: EvaluateConfig, models: list[str], num_records: int) -> dict[
 
     from limner.evaluation.any_captioner import fingerprint
 
-    paths = [model_named(model, config.runs_dir) for model in models]
+    paths = [find_model(model, config.runs_dir, "captioner") for model in models]
     return {
         "models": models,
         "fingerprints": [fingerprint(path, config.revision) for path in paths],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field, model_validator
@@ -15,7 +15,8 @@ class GenerateConfig(Config):
     """Continue a prompt with a language model."""
 
     model: tyro.conf.Positional[str]
-    """A run of limner pretrain, a model folder in stock format, or a hub id."""
+    """A run of limner pretrain (an unfinished one is read at its latest checkpoint), a checkpoint's folder, a model
+    folder in stock format, or a hub id."""
     prompt: str = ""
     """The text to continue; - reads it from standard input. Unset: begin a new text."""
     temperature: float = Field(default=0.8, ge=0)
@@ -40,6 +41,8 @@ class GenerateConfig(Config):
     """Where to compute: auto takes CUDA, else MPS, else the CPU."""
     precision: Precision = "fp32"
     """Number format of the weights; auto takes bf16 where this machine is measurably faster in it."""
+    quantize: Literal["int8"] | None = None
+    """Keep the weights in 8 bits: faster, at a small loss."""
     threads: Threads = None
     """CPU threads; unset: one for each physical core."""
     runs_dir: Path = Path("runs")

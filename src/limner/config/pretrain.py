@@ -41,7 +41,7 @@ class PretrainConfig(TrainSettings):
     """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
     of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
     tokenizer: str | None = None
-    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a folder or a hub id; unset:
+    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a run's, a folder or a hub id; unset:
     gpt2, or with --init-from the model's own."""
     vocab_size: int = Field(default=4096, ge=257)
     """Tokens of the bpe tokenizer."""
@@ -76,7 +76,7 @@ class PretrainConfig(TrainSettings):
     attention: Literal["sdpa", "manual"] = "sdpa"
     """sdpa is fast; manual writes the attention weights out, for reading."""
     init_from: str | None = None
-    """Begin from these weights (a run's model folder, a GPT-2-family hub id) instead of random ones."""
+    """Begin from these weights (a finished run, a model folder, a GPT-2-family hub id) instead of random ones."""
 
     # -- optimization
     epochs: float | None = Field(default=None, gt=0)

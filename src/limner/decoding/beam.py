@@ -83,6 +83,7 @@ class BeamSearchDecoder(Decoder[BeamSettings]):
                 logits = logits[:, None].expand(-1, G, -1)
             else:
                 logits = model.step(running.history[:, :, T0 + n - 1].flatten(), state).unflatten(0, (-1, G))
+            job.watch(logits.flatten(0, 1))
             candidates, beams = self._candidates(job, running, logits, T0, n)
             ends = candidates.endings != _RUNNING  # (A, K)
             finished = self._merge(finished, candidates, ends, improvable, n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,8 @@ S = TypeVar("S", bound=DecodingSettings)
 
 Cancel = Callable[[], bool]
 """Asked before every step; True ends all texts where they are. ``threading.Event().is_set`` is one."""
+Watch = Callable[[Tensor], None]
+"""Told the logits (rows still running, V) of every step, as the model gave them."""
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Job:
     pad: int
     row_ids: Sequence[Hashable] | None
     cancel: Cancel
+    watch: Watch
 
     def history(self, num_new: int) -> tuple[Tensor, int]:
         """(B, T0 + num_new) int64 for the tokens that rules look at, and T0: prompt ids that stand in it already.
@@ -148,8 +151,7 @@ class Decoder(ABC, Generic[S]):
                 embeddings, whose last bits may depend on the batch in which they were computed.
             cancel: asked before every step; once it says True, the texts end where they are.
         """
-        job = self._job(step_model, prefix_embeds, input_ids, prefix_mask, row_ids, cancel)
-        steps = self._run(job)
+        steps = self.stream(step_model, prefix_embeds, input_ids, prefix_mask, row_ids=row_ids, cancel=cancel)
         while True:
             try:
                 next(steps)
@@ -165,13 +167,17 @@ class Decoder(ABC, Generic[S]):
         *,
         row_ids: Sequence[Hashable] | None = None,
         cancel: Cancel | None = None,
-    ) -> Iterator[Tensor]:
+        watch: Watch | None = None,
+    ) -> Generator[Tensor, None, Decoded]:
         """The columns (B,) of `decode`'s tokens, each as soon as it is known; leave the loop to cancel.
 
-        Greedy and sampled tokens are known at once; beam search knows its first token when it has ended.
+        Greedy and sampled tokens are known at once; beam search knows its first token when it has ended. What
+        `decode_full` gives is the generator's value: ``decoded = yield from decoder.stream(...)``.
+
+        Args:
+            watch: told the logits of every step, before the token is chosen; others as in `decode_full`.
         """
-        job = self._job(step_model, prefix_embeds, input_ids, prefix_mask, row_ids, cancel)
-        yield from self._run(job)
+        return self._run(self._job(step_model, prefix_embeds, input_ids, prefix_mask, row_ids, cancel, watch))
 
     def _job(
         self,
@@ -181,6 +187,7 @@ class Decoder(ABC, Generic[S]):
         prefix_mask: Tensor | None,
         row_ids: Sequence[Hashable] | None,
         cancel: Cancel | None,
+        watch: Watch | None,
     ) -> Job:
         prefix = Prefix(prefix_embeds, input_ids, prefix_mask)
         if prefix.ids is not None:
@@ -203,11 +210,12 @@ class Decoder(ABC, Generic[S]):
             pad,
             row_ids,
             cancel or (lambda: False),
+            watch or (lambda logits: None),
         )
 
     @abstractmethod
-    def _run(self, job: Job) -> Any:
-        """A generator of token columns (B,) that returns a `Decoded`."""
+    def _run(self, job: Job) -> Generator[Tensor, None, Decoded]:
+        """The token columns (B,)."""
 
     def _stops(self, new: Tensor) -> Tensor:
         """Whether a stop string stands in each text (R, n): bool (R,)."""

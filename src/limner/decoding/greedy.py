@@ -50,6 +50,7 @@ class GreedyDecoder(Decoder[GreedySettings]):
                     logits = logits.repeat_interleave(G, 0)
             else:
                 logits = model.step(tokens[active, n - 1], state)
+            job.watch(logits)
             logits = logits.float()  # (A, V)
             scores = job.rules.apply(logits, history[:, : T0 + n], n)
             if draws is None:

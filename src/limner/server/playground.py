@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.decoding import Prefix, StepModel, get_decoder, step_model
+from limner.decoding import Prefix, StepModel
 from limner.decoding.captioner import Captioner, load_captioner
-from limner.models.hub import load_stock
+from limner.decoding.text_model import HALF, Continuation, TextModel, Token, load_text_model
 from limner.server.worker import Event, Operation
-from limner.tokenizer import Tokenizer, get_tokenizer
+from limner.tokenizer import Tokenizer
 
 Answer = Generator[Event, None, Event]
 Cancelled = Callable[[], bool]
-_HALF = "\ufffd"
-"""What stands for half a character."""
 
 
 class Stopped(Exception):
@@ -56,20 +54,6 @@ class Spy:
     def _ask(self) -> None:
         if self.cancelled():
             raise Stopped
-
-
-@dataclass
-class TextModel:
-    """A language model with its tokenizer."""
-
-    lm: nn.Module
-    tokenizer: Tokenizer
-    context: int | None
-    """The longest text that it can hold; None: not said."""
-
-    @property
-    def module(self) -> nn.Module:
-        return self.lm
 
 
 @dataclass
@@ -140,7 +124,7 @@ class Playground:
         if found is None or found.stamp != stamp:
             self._models.pop(id, None)
             if "cache" in arguments:
-                from limner.server.checkpoint_model import stock_folder
+                from limner.training.checkpoint_model import stock_folder
 
                 path = stock_folder(Path(arguments["run"]), path, Path(arguments["cache"]))
             model = self._read(path, arguments["kind"])
@@ -163,17 +147,7 @@ class Playground:
     def _read(self, path: Path, kind: str) -> TextModel | PictureModel:
         if kind == "caption":
             return PictureModel(load_captioner(path, self.device, threads=self.threads))
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = load_stock(AutoConfig, path, "language model")
-        if config.model_type == "gpt2":
-            from limner.models.gpt import GPTModel
-
-            lm: Any = GPTModel.from_pretrained(str(path))
-        else:
-            lm = load_stock(AutoModelForCausalLM, path, "language model")
-        context = getattr(config, "max_position_embeddings", None)
-        return TextModel(lm.to(self.device).eval(), get_tokenizer(str(path)), context)
+        return load_text_model(path, self.device, precision=None, threads=self.threads)
 
     # -- texts -----------------------------------------------------------------------------------------------
 
@@ -183,71 +157,25 @@ class Playground:
         model = loaded.model
         if not isinstance(model, TextModel):
             raise ValueError("This model captions pictures; choose a language model.")
-        prefix = self._prefix(model, arguments["prompt"], arguments["forced"])
-        room = arguments["max_tokens"]
-        if model.context is not None:
-            room = min(room, model.context + 1 - len(prefix))  # the last token needs no place of its own
-        if room < 1:
-            raise ValueError(
-                f"The prompt has {len(prefix)} tokens, and the model's context holds {model.context}; shorten it."
-            )
-        decoder = get_decoder(
-            "sample" if arguments["temperature"] else "greedy",
-            tokenizer=model.tokenizer,
-            max_new_tokens=room,
-            repetition_penalty=arguments["repetition_penalty"],
-            stop_strings=tuple(arguments["stop"]),
-            eos_token_id=(model.tokenizer.eos_id,),
-            **(
-                {name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
-                if arguments["temperature"]
-                else {}
-            ),
-        )
+        names = ("forced", "max_tokens", "stop", "repetition_penalty", "temperature", "alternatives")
+        drawing = ("top_k", "top_p", "min_p", "seed")
+        settings = {name: arguments[name] for name in (*names, *drawing)}
+        tokens = model.continued(arguments["prompt"], cancel=cancelled, **settings)
         yield {"loaded": self._list()}
-        spy = Spy(step_model(model.lm), cancelled)
-        began = time.perf_counter()
-        tokens: list[int] = []
-        shown = 0
-        finish = "length"
-        inputs = torch.tensor([prefix], device=spy.device)
-        try:
-            for column in decoder.stream(spy, input_ids=inputs):
-                tokens.append(int(column[0]))
-                text = _added(model.tokenizer, prefix, tokens)
-                whole = text.rstrip(_HALF) if len(text) - len(text.rstrip(_HALF)) <= 3 else text
-                token = _token(model.tokenizer, spy.logits[0], tokens[-1], arguments["alternatives"])
-                yield {"token": token | {"text": whole[shown:]}}
-                shown = max(shown, len(whole))
-        except Stopped:
-            finish = "cancelled"
-        else:
-            if tokens and tokens[-1] == model.tokenizer.eos_id:
-                finish = "eos"
-            elif any(stop in _added(model.tokenizer, prefix, tokens) for stop in arguments["stop"]):
-                finish = "stop"
-            elif len(tokens) < arguments["max_tokens"]:
-                finish = "context"
-        seconds = time.perf_counter() - began
-        forced = arguments["forced"]
-        plain = prefix[: len(prefix) - len(forced)]
+        while True:
+            try:
+                token = next(tokens)
+            except StopIteration as end:
+                said: Continuation = end.value
+                break
+            yield {"token": _token(model.tokenizer, token)}
         return {
-            "text": _added(model.tokenizer, plain, [*forced, *tokens]),
-            "finish": finish,
-            "prompt_tokens": len(plain),
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round(len(tokens) / seconds, 2) if seconds > 0 else 0.0,
+            "text": said.text,
+            "finish": said.ending,
+            "prompt_tokens": said.prompt_tokens,
+            "seconds": round(said.seconds, 3),
+            "tokens_per_second": round(said.num_tokens / said.seconds, 2) if said.seconds > 0 else 0.0,
         }
-
-    def _prefix(self, model: TextModel, prompt: str, forced: list[int]) -> list[int]:
-        tokenizer = model.tokenizer
-        ids = tokenizer.encode_prompt(prompt)
-        unknown = [id for id in forced if not 0 <= id < tokenizer.vocab_size]
-        if unknown:
-            raise ValueError(f"The model has no token {unknown[0]}; its ids are below {tokenizer.vocab_size}.")
-        if not ids + forced:
-            raise ValueError("This model's tokenizer has no token that begins a text; give a prompt.")
-        return ids + forced
 
     # -- pictures --------------------------------------------------------------------------------------------
 
@@ -278,22 +206,12 @@ class Playground:
         return ended | {"captions": shown, "finish": "eos", "seconds": round(time.perf_counter() - began, 3)}
 
 
-def _added(tokenizer: Tokenizer, prefix: list[int], tokens: list[int]) -> str:
-    """What the tokens add to the prefix's text. Decoded together: some tokenizers drop a text's first space."""
-    new = [token for token in tokens if token != tokenizer.eos_id]
-    return tokenizer.decode(prefix + new)[len(tokenizer.decode(prefix)) :]
-
-
-def _token(tokenizer: Tokenizer, logits: Tensor, chosen: int, alternatives: int) -> dict[str, Any]:
-    """A token with the model's own log-probability, before temperature, filters and penalties."""
-    logprobs = logits.float().log_softmax(0)  # (V,)
-    found: dict[str, Any] = {"id": chosen, "logprob": _finite(float(logprobs[chosen])), "alternatives": []}
-    if alternatives:
-        values, ids = logprobs.topk(min(alternatives, len(logprobs)))
-        for value, id in zip(values.tolist(), ids.tolist(), strict=True):
-            piece = tokenizer.piece(id) if id < tokenizer.vocab_size else ""
-            found["alternatives"].append({"id": id, "text": piece, "logprob": _finite(value)})
-    return found
+def _token(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
+    alternatives = [
+        {"id": id, "text": tokenizer.piece(id) if id < tokenizer.vocab_size else "", "logprob": _finite(logprob)}
+        for id, logprob in token.alternatives
+    ]
+    return {"id": token.id, "text": token.text, "logprob": _finite(token.logprob), "alternatives": alternatives}
 
 
 def _caption(tokenizer: Any, caption: Any) -> dict[str, Any]:
@@ -301,7 +219,7 @@ def _caption(tokenizer: Any, caption: Any) -> dict[str, Any]:
     tokens, before = [], ""
     for k, (id, logprob) in enumerate(zip(caption.tokens, caption.token_logprobs, strict=True)):
         text = tokenizer.decode(caption.tokens[: k + 1], skip_special_tokens=True)
-        whole = text if not text.endswith(_HALF) else before
+        whole = text if not text.endswith(HALF) else before
         tokens.append({"id": id, "text": whole[len(before) :], "logprob": _finite(logprob)})
         before = whole
     return {"text": caption.text, "score": round(caption.score, 5), "tokens": tokens}

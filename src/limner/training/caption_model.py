@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from limner.device import free_memory
 from limner.models.captioner import PrefixConditioningVLM, build_captioner
 from limner.models.lora import Lora, add_lora
 from limner.models.stock import read_captioner
+from limner.runs.models import find_model
 from limner.training.scratch import scratch_decoder, scratch_encoder, scratch_tokenizer
 
 
@@ -34,7 +34,9 @@ def build_model(config: TrainConfig, captions: Sequence[str], say: Callable[[str
         )
     return build_captioner(
         scratch_encoder() if new_encoder else str(config.encoder_model),
-        scratch_decoder() if new_decoder else decoder_source(str(config.decoder_model), config.runs_dir),
+        scratch_decoder()
+        if new_decoder
+        else find_model(str(config.decoder_model), config.runs_dir, "language model"),
         config.projection_type,
         lora=None if new_decoder else lora,
         tokenizer=scratch_tokenizer(captions) if new_decoder else None,
@@ -49,17 +51,9 @@ def build_model(config: TrainConfig, captions: Sequence[str], say: Callable[[str
     )
 
 
-def decoder_source(name: str, runs_dir: Path) -> str:
-    """A pretraining run's name or folder becomes its finished model's folder; everything else stays as it is."""
-    for folder in (Path(name), runs_dir / name):
-        if (folder / "config.json").is_file() and (folder / "model").is_dir():
-            return str(folder / "model")
-    return name
-
-
 def _from_base(config: TrainConfig, lora: Lora | None, say: Callable[[str], None]) -> PrefixConditioningVLM:
     """Goes on from a captioner: its adapters were merged when it was saved, so new ones begin at zero."""
-    base = decoder_source(str(config.base_model), config.runs_dir)
+    base = find_model(str(config.base_model), config.runs_dir, "captioner")
     vlm = read_captioner(base, revision=config.base_model_revision, cache_dir=config.cache_dir / "hub")
     vlm.projection.requires_grad_(True)
     if lora is None:

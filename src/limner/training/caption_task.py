@@ -163,7 +163,12 @@ class CaptionTask(Task):
         self.vlm = self.build(config, captions, self.say)
         room = self.vlm.room_for_caption
         if room is not None and config.max_length > room:
-            raise ValueError(f"--max-length {config.max_length} is beyond the decoder's positions: {room} at most.")
+            taken = self.vlm.num_prompt_tokens
+            raise ValueError(
+                f"--max-length {config.max_length} is beyond the decoder's positions: the picture takes {taken} of "
+                f"its {taken + room}, which leaves {max(room, 0)}; lower --max-length, or take a decoder that was "
+                f"pretrained with --context-length {taken + config.max_length} or more."
+            )
         self.vlm.generation_config.num_beams = config.num_beams
         self.vlm.generation_config.max_new_tokens = config.max_length
         can, reason = expressible(self.vlm)

@@ -18,9 +18,11 @@ from limner.config.pretrain import PretrainConfig
 from limner.data.corpora import load_corpus
 from limner.data.windows import ReferenceLines, Windows, encoded, fit_windows, reference_lines
 from limner.decoding import get_decoder, step_model
+from limner.decoding.text_model import visible
 from limner.device import compiles, require_compiler
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
+from limner.runs.models import find_model
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import CHUNK_BYTES, summed_cross_entropy
 from limner.training.order import Order
@@ -138,10 +140,10 @@ class PretrainTask(Task):
         """The one that was asked for; with trained weights their own, since ids of another mean other strings."""
         config, source = self.config, self._source()
         if source is None:
-            return get_tokenizer(config.tokenizer or "gpt2", corpus, config.vocab_size)
-        asked = None if config.tokenizer is None else get_tokenizer(config.tokenizer)
+            return get_tokenizer(_tokenizer_source(config), corpus, config.vocab_size)
+        asked = None if config.tokenizer is None else get_tokenizer(_tokenizer_source(config))
         try:
-            own = get_tokenizer("gpt2" if source in HUB_IDS else _model_folder(source))
+            own = get_tokenizer("gpt2" if source in HUB_IDS else source)
         except (OSError, ValueError) as error:
             if asked is None:
                 raise type(error)(
@@ -161,8 +163,9 @@ class PretrainTask(Task):
 
     def shape(self) -> GPTConfig:
         """What the model will be. --init-from's is read with its weights: they alone tell whether it has biases."""
-        if self.config.init_from is not None:
-            return (self._model() if self._has_text() else self._loaded(self.config.init_from)).config
+        source = self._source()
+        if self.config.init_from is not None and source is not None:
+            return (self._model() if self._has_text() else self._loaded(source)).config
         return self.model_config(None if self._has_text() else _vocabulary(self.config))
 
     def measure(self, shape: GPTConfig, device: torch.device, precision: torch.dtype) -> None:
@@ -223,7 +226,9 @@ class PretrainTask(Task):
 
     def _source(self) -> str | None:
         """Where trained weights come from; None: the model begins from nothing."""
-        return self.config.init_from or (self.config.config if self.config.config in HUB_IDS else None)
+        if self.config.init_from is not None:
+            return find_model(self.config.init_from, self.config.runs_dir, "language model")
+        return self.config.config if self.config.config in HUB_IDS else None
 
     def _model(self) -> GPTModel:
         source = self._source()
@@ -245,7 +250,7 @@ class PretrainTask(Task):
     def _loaded(self, source: str) -> GPTModel:
         fields = self.config.overrides()
         overrides = {name: fields[name] for name in ("dropout", "attention") if name in fields}
-        return GPTModel.from_pretrained(_model_folder(source), **overrides)
+        return GPTModel.from_pretrained(source, **overrides)
 
     def describe_data(self) -> list[str]:
         """The text and what losses on it will mean, for a person."""
@@ -320,7 +325,7 @@ class PretrainTask(Task):
 
     def tell_sample(self, sample: Mapping[str, Any]) -> str:
         text = (str(sample["prompt"]) + "|" + str(sample["text"])).replace("\n", "\u23ce")
-        return f"    {text}"
+        return f"    {visible(text)}"
 
     # -- samples ---------------------------------------------------------------------------------------------
 
@@ -361,21 +366,21 @@ def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
     return Batch({"ids": inputs, "targets": targets}, count, count, [str(index) for index in indices])
 
 
+def _tokenizer_source(config: PretrainConfig) -> str:
+    """The tokenizer's name, or where it lies; without trained weights "gpt2" where none was asked for."""
+    name = config.tokenizer or "gpt2"
+    return name if name in ("gpt2", "byte", "bpe") else find_model(name, config.runs_dir)
+
+
 def _vocabulary(config: PretrainConfig) -> int:
     """Tokens of the tokenizer, without the text that it might be trained on."""
-    name = config.tokenizer or "gpt2"
+    name = _tokenizer_source(config)
     return {"gpt2": 50257, "bpe": config.vocab_size}.get(name) or get_tokenizer(name).vocab_size
 
 
 def _num_processes() -> int:
     """As the launcher says: torchrun and Accelerate set this variable."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _model_folder(source: str) -> str:
-    """A run's folder stands for its finished model."""
-    model = Path(source) / "model"
-    return str(model) if model.is_dir() else source
 
 
 def _first_words(documents: Sequence[str], count: int = 6) -> str:

@@ -1,7 +1,4 @@
-"""A checkpoint made into a model that can be opened: its run's task builds the model, the checkpoint fills it.
-
-Runs in the worker process only: this module imports torch.
-"""
+"""A checkpoint made into a model that can be opened: its run's task builds the model, the checkpoint fills it."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from typing import Any
 
 import torch
 
+from limner.config.pretrain import PretrainConfig
 from limner.runs import Run
-from limner.server.verbs import config_type
 from limner.training.checkpoints import Checkpoint
+from limner.training.opening import saved_settings
 from limner.training.task import Task
 
 
@@ -29,11 +27,7 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
     target = cache / f"{run_path.name}-{checkpoint.name}-{written}"
     if target.is_dir():
         return target
-    task = _task(Run(run_path))
-    task.run_path = cache / "scratch"  # whatever the task writes in passing is not the run's
-    task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
-    weights, _, _ = Checkpoint(checkpoint, 0, {}).read()
-    _fill(task.model, weights)
+    task = restored(Run(run_path), checkpoint, cache / "scratch")
     aside = cache / f".{target.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -42,13 +36,31 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
     return target
 
 
+def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
+    """The run's task, prepared on the CPU in fp32, its model with the checkpoint's weights.
+
+    Args:
+        scratch: where the task may write in passing, instead of into the run.
+
+    Raises: as `stock_folder`.
+    """
+    task = _task(run)
+    task.run_path = scratch
+    task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
+    weights, _, _ = Checkpoint(checkpoint, 0, {}).read()
+    _fill(task.model, weights)
+    return task
+
+
 def _task(run: Run) -> Task:
     """The task of a run, its data read as cheaply as can be."""
-    verb, settings = run.config["verb"], run.config["config"]
+    verb = run.config["verb"]
+    settings = saved_settings(str(run.path), run.path.parent, verb)
+    settings["cache_dir"] = run.folder / settings["cache_dir"]
     if verb == "pretrain":
         from limner.training.pretrain_task import PretrainTask
 
-        return PretrainTask(config_type(verb).model_validate(settings))  # type: ignore[arg-type]
+        return PretrainTask(PretrainConfig(**settings | {"compile": False}))
     if verb == "train":
         from limner.config.train import TrainConfig
         from limner.data.catalogue import load_dataset_by_name
