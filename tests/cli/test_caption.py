@@ -58,14 +58,18 @@ def test_files_folders_and_patterns(
 
 
 def test_json(model: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["caption", str(model), str(pictures[0]), "--json", "--num-beams", "1", "--max-length", "4"]) == 0
+    assert main(["caption", str(model), str(pictures[0]), "--json", "--num-beams", "1", "--max-length", "1"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert list(answer) == ["path", "caption", "tokens", "score", "seconds"]
-    (caption,) = limner.load_captioner(model, device="cpu").describe([pictures[0]], num_beams=1, max_new_tokens=4)
+    fields = ["path", "caption", "tokens", "token_logprobs", "mean_logprob", "score", "ending", "seconds"]
+    assert list(answer) == fields
+    (caption,) = limner.load_captioner(model, device="cpu").describe([pictures[0]], num_beams=1, max_new_tokens=1)
     assert (answer["caption"], answer["tokens"]) == (caption.text, caption.tokens)
     assert answer["score"] == pytest.approx(caption.score, abs=1e-5)
-    assert len(answer["tokens"]) <= 4 and answer["seconds"] > 0
+    assert answer["mean_logprob"] == pytest.approx(caption.mean_logprob, abs=1e-5)
+    assert answer["token_logprobs"] == pytest.approx(caption.token_logprobs, abs=1e-5)
+    assert answer["ending"] == caption.ending == "length"
+    assert len(answer["tokens"]) == 1 and answer["seconds"] > 0
 
 
 def test_standard_input(

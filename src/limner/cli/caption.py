@@ -19,7 +19,7 @@ from limner.config.caption import CaptionConfig
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from limner.decoding.captioner import Caption, Captioner
+    from limner.decoding.captioner import Caption
 
 MAX_FETCH = 64 * 2**20
 """Bytes after which a download is given up."""
@@ -45,23 +45,19 @@ def run(argv: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be bytes that are no text
     for batch in _batches(_pictures(sources, bad), config.batch_size):
-        captions = _describe(captioner, [image for _, image in batch], config)
+        captions = captioner.describe(
+            [image for _, image in batch],
+            batch_size=config.batch_size,
+            abstain_below=config.abstain_below,
+            consensus=config.consensus,
+            num_beams=config.num_beams,
+            max_new_tokens=config.max_length,
+        )
         for (name, _), caption in zip(batch, captions, strict=True):
             print(_line(name, caption, config.json_), flush=True)
     if bad and config.skip_bad_images:
         print(f"limner caption: skipped {len(bad)} of {len(sources)} pictures.", file=sys.stderr)
     return 1 if bad and not config.skip_bad_images else 0
-
-
-def _describe(captioner: Captioner, images: list[Any], config: CaptionConfig) -> list[Caption]:
-    settings: dict[str, Any] = {"num_beams": config.num_beams, "max_new_tokens": config.max_length}
-    return captioner.describe(
-        images,
-        batch_size=config.batch_size,
-        abstain_below=config.abstain_below,
-        consensus=config.consensus,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
 
 
 def _line(name: str, caption: Caption, as_json: bool) -> str:
@@ -70,7 +66,10 @@ def _line(name: str, caption: Caption, as_json: bool) -> str:
             "path": name,
             "caption": caption.text,
             "tokens": caption.tokens,
+            "token_logprobs": [round(logprob, 6) for logprob in caption.token_logprobs],
+            "mean_logprob": round(caption.mean_logprob, 6),
             "score": round(caption.score, 6),
+            "ending": caption.ending,
             "seconds": round(caption.seconds, 4),
         }
         return json.dumps(fields, ensure_ascii=False)
