@@ -82,6 +82,10 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pictures[0].read_bytes())))
     assert main(["caption", str(model), "-"]) == 0
     assert _lines(capsys) == [["-", expected[str(pictures[0])]]]
+    monkeypatch.setattr("limner.cli.caption.MAX_FETCH", 100)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pictures[0].read_bytes())))
+    assert main(["caption", str(model), "-"]) == 1
+    assert "- is larger than" in capsys.readouterr().err
 
 
 def test_abstention(model: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +143,8 @@ def test_addresses(
     assert "add --allow-urls" in capsys.readouterr().err
     assert main(["caption", str(model), f"{site}/away", "--allow-urls"]) == 1
     assert "only http and https" in capsys.readouterr().err
+    assert main(["caption", str(model), f"{site}/a b.png", "--allow-urls"]) == 1
+    assert "a b.png cannot be fetched" in capsys.readouterr().err
     monkeypatch.setattr("limner.cli.caption.MAX_FETCH", 2000)
     assert main(["caption", str(model), f"{site}/huge", "--allow-urls"]) == 1
     assert "larger than" in capsys.readouterr().err

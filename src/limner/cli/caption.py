@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from limner.decoding.captioner import Caption
 
 MAX_FETCH = 64 * 2**20
-"""Bytes after which a download is given up."""
+"""Bytes after which a download, or standard input, is given up."""
 FETCH_SECONDS = 30
 
 
@@ -138,9 +139,12 @@ def _pictures(sources: Iterable[str], bad: list[str]) -> Iterator[tuple[str, Ima
 
 
 def _content(name: str) -> str | bytes:
-    if name == "-":
-        return sys.stdin.buffer.read(MAX_FETCH + 1)
-    return _fetch(name) if "://" in name else name
+    if name != "-" and "://" not in name:
+        return name
+    content = sys.stdin.buffer.read(MAX_FETCH + 1) if name == "-" else _fetch(name)
+    if len(content) > MAX_FETCH:
+        raise ValueError(f"{name} is larger than {MAX_FETCH // 2**20} MB; shrink the picture first.")
+    return content
 
 
 class _OnlyHttp(HTTPRedirectHandler):
@@ -154,12 +158,9 @@ def _fetch(address: str) -> bytes:
     request = Request(address, headers={"User-Agent": "limner", "Accept": "image/*"})
     try:
         with build_opener(_OnlyHttp).open(request, timeout=FETCH_SECONDS) as answer:
-            content = answer.read(MAX_FETCH + 1)
-    except OSError as error:
+            return answer.read(MAX_FETCH + 1)
+    except (OSError, HTTPException) as error:  # the latter: an address or answer that breaks the protocol
         raise OSError(f"{address} cannot be fetched: {getattr(error, 'reason', error)}.") from error
-    if len(content) > MAX_FETCH:
-        raise ValueError(f"{address} is larger than {MAX_FETCH // 2**20} MB; download and shrink it first.")
-    return content
 
 
 def _batches(items: Iterable[tuple[str, Image]], size: int) -> Iterator[list[tuple[str, Image]]]:

@@ -32,8 +32,7 @@ class CaptionConfig(Config):
     max_length: int | None = Field(default=None, ge=1)
     """The most tokens of a caption; unset: as the model says (30)."""
     abstain_below: float | None = None
-    """Answer "(not sure)" where the mean log-probability of a caption's tokens is below this (-1, say):
-    mean_logprob in the lines of --json."""
+    """Say "(not sure)" where a caption's mean log-probability (mean_logprob in --json) is below this: -1, say."""
     batch_size: int = Field(default=8, ge=1)
     """Pictures that are captioned at once."""
     skip_bad_images: bool = False
