@@ -58,14 +58,18 @@ def test_files_folders_and_patterns(
 
 
 def test_json(model: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["caption", str(model), str(pictures[0]), "--json", "--num-beams", "1", "--max-length", "4"]) == 0
+    assert main(["caption", str(model), str(pictures[0]), "--json", "--num-beams", "1", "--max-length", "1"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     answer = json.loads(line)
-    assert list(answer) == ["path", "caption", "tokens", "score", "seconds"]
-    (caption,) = limner.load_captioner(model, device="cpu").describe([pictures[0]], num_beams=1, max_new_tokens=4)
+    fields = ["path", "caption", "tokens", "token_logprobs", "mean_logprob", "score", "ending", "seconds"]
+    assert list(answer) == fields
+    (caption,) = limner.load_captioner(model, device="cpu").describe([pictures[0]], num_beams=1, max_new_tokens=1)
     assert (answer["caption"], answer["tokens"]) == (caption.text, caption.tokens)
     assert answer["score"] == pytest.approx(caption.score, abs=1e-5)
-    assert len(answer["tokens"]) <= 4 and answer["seconds"] > 0
+    assert answer["mean_logprob"] == pytest.approx(caption.mean_logprob, abs=1e-5)
+    assert answer["token_logprobs"] == pytest.approx(caption.token_logprobs, abs=1e-5)
+    assert answer["ending"] == caption.ending == "length"
+    assert len(answer["tokens"]) == 1 and answer["seconds"] > 0
 
 
 def test_standard_input(
@@ -78,6 +82,10 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pictures[0].read_bytes())))
     assert main(["caption", str(model), "-"]) == 0
     assert _lines(capsys) == [["-", expected[str(pictures[0])]]]
+    monkeypatch.setattr("limner.cli.caption.MAX_FETCH", 100)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pictures[0].read_bytes())))
+    assert main(["caption", str(model), "-"]) == 1
+    assert "- is larger than" in capsys.readouterr().err
 
 
 def test_abstention(model: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +143,8 @@ def test_addresses(
     assert "add --allow-urls" in capsys.readouterr().err
     assert main(["caption", str(model), f"{site}/away", "--allow-urls"]) == 1
     assert "only http and https" in capsys.readouterr().err
+    assert main(["caption", str(model), f"{site}/a b.png", "--allow-urls"]) == 1
+    assert "a b.png cannot be fetched" in capsys.readouterr().err
     monkeypatch.setattr("limner.cli.caption.MAX_FETCH", 2000)
     assert main(["caption", str(model), f"{site}/huge", "--allow-urls"]) == 1
     assert "larger than" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,76 @@ def test_a_batch_says_what_each_says_alone(captioner: limner.Captioner) -> None:
     assert captioner.caption_batch([]) == []
 
 
+def test_drawn_captions_do_not_depend_on_the_batch(
+    captioner: limner.Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the last bits of a prefix do, with some encoders."""
+    exact = captioner.vlm.prompt_embeds
+    monkeypatch.setattr(
+        captioner.vlm, "prompt_embeds", lambda features: exact(features) * (1 + 1e-7 * len(features))
+    )
+    pictures = [toy_picture(seed) for seed in range(4)]
+    drawing = {"temperature": 0.7, "max_new_tokens": 8}
+    alone = [captioner.caption(picture, **drawing) for picture in pictures]
+    assert captioner.caption_batch(pictures, **drawing) == alone
+    assert captioner.caption_batch(pictures, **drawing, seed=1) != alone
+    twice = captioner.describe(pictures[:2], **drawing, num_return_sequences=2)
+    assert [twice[0].text, twice[2].text] == alone[:2]  # of a picture, side by side
+
+
+def test_how_a_caption_ended(captioner: limner.Captioner) -> None:
+    (whole,) = captioner.describe([toy_picture()], num_beams=1)
+    assert whole.ending == "eos" and whole.tokens[-1] == captioner.tokenizer.eos_token_id
+    (cut,) = captioner.describe([toy_picture()], num_beams=1, max_new_tokens=3)
+    assert cut.ending == "length" and len(cut.tokens) == 3
+    word = whole.text.split()[0]
+    (stopped,) = captioner.describe([toy_picture()], num_beams=1, stop_strings=word)
+    assert stopped.ending == "stop" and stopped.text == word
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_cancelled_caption_ends_where_it_is(captioner: limner.Captioner, beams: int) -> None:
+    pictures = [toy_picture(seed) for seed in range(5)]
+    whole = captioner.describe(pictures, num_beams=beams)
+    assert captioner.describe(pictures, num_beams=beams, cancel=lambda: False) == [
+        replace(caption, seconds=pytest.approx(caption.seconds, abs=10)) for caption in whole
+    ]
+    asked = iter([False, False, True, True])
+    cut = captioner.describe(pictures, num_beams=beams, batch_size=2, cancel=lambda: next(asked))
+    assert len(cut) == 2  # the later batches are left out
+    assert all(len(caption.tokens) == 2 or caption.ending == "eos" for caption in cut)
+    assert cut[0].ending == "cancelled"
+    if beams == 1:
+        assert [caption.tokens for caption in cut] == [caption.tokens[:2] for caption in whole[:2]]
+    assert captioner.caption(pictures[0], num_beams=beams, cancel=lambda: True) == ""
+
+
+@pytest.mark.parametrize("text", ["gpt2", "llama"])
+def test_the_last_token_needs_no_position(text: str, tmp_path: Path) -> None:
+    """Stock generate says as many tokens as we allow; of a model with learned positions, not one more."""
+    vlm = toy_captioner(text=text)
+    stock.save_captioner(vlm, tmp_path / "m")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "m").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "m", backend="pil")
+    prompt = processor.apply_chat_template(PROMPT, add_generation_prompt=True)
+    inputs = processor(images=toy_picture(), text=prompt, return_tensors="pt")
+    room = vlm.room_for_caption
+    assert room == 128 - inputs["input_ids"].shape[1] + 1
+    lengths = {"max_new_tokens": room, "min_new_tokens": room}
+    expected = model.generate(**inputs, **lengths, num_beams=1, do_sample=False)[0].tolist()[-room:]
+    captioner = limner.Captioner(vlm)
+    (ours,) = captioner.describe([toy_picture()], num_beams=1, **lengths)
+    assert ours.tokens == expected and ours.ending == "length"
+    with pytest.raises(ValueError, match=rf"captions of {room} tokens, and {room + 1} are asked for"):
+        captioner.caption(toy_picture(), max_new_tokens=room + 1)
+    if text == "gpt2":
+        with pytest.raises(IndexError):
+            model.generate(**inputs, max_new_tokens=room + 1, min_new_tokens=room + 1)
+    vlm.language_model.config.max_position_embeddings = vlm.num_prompt_tokens - 1
+    with pytest.raises(ValueError, match=r"The picture takes 5 tokens, .* positions for 4"):
+        captioner.caption(toy_picture())
+
+
 def test_confidence_and_abstention(captioner: limner.Captioner) -> None:
     (caption,) = captioner.describe([toy_picture()], num_beams=1)
     assert caption.mean_logprob == pytest.approx(sum(caption.token_logprobs) / len(caption.tokens))
@@ -107,6 +178,29 @@ def test_settings_that_make_no_sense(captioner: limner.Captioner) -> None:
         captioner.caption(toy_picture(), nonsense=1)
     with pytest.raises(ValueError, match="uint8"):
         captioner.caption(np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="abstain_below is not a number"):
+        captioner.caption(toy_picture(), abstain_below=float("nan"))
+    for beams in (0, -2, 2.5):
+        with pytest.raises(ValueError, match="num_beams: "):
+            captioner.caption(toy_picture(), num_beams=beams)
+    for name in ("top_k", "seed"):
+        with pytest.raises(ValueError, match=f"{name} is for drawn tokens, .* a temperature"):
+            captioner.caption(toy_picture(), **{name: 3})
+    with pytest.raises(ValueError, match="length_penalty is for beam search"):
+        captioner.caption(toy_picture(), num_beams=1, length_penalty=2.0)
+    for drawing in ({"num_beams": 3}, {"temperature": 1.0}):
+        with pytest.raises(ValueError, match="one caption a picture; use describe"):
+            captioner.caption_batch([toy_picture()], num_return_sequences=3, **drawing)
+        with pytest.raises(ValueError, match="one caption a picture; use describe"):
+            captioner.caption(toy_picture(), num_return_sequences=3, **drawing)
+
+
+def test_settings_that_are_none_or_in_words(captioner: limner.Captioner) -> None:
+    unset = dict.fromkeys(("num_beams", "max_new_tokens", "temperature", "length_penalty", "num_return_sequences"))
+    assert captioner.caption(toy_picture(), **unset) == captioner.caption(toy_picture())
+    assert captioner.caption(toy_picture(), max_new_tokens="5") == captioner.caption(
+        toy_picture(), max_new_tokens=5
+    )
 
 
 def test_bf16_says_nearly_the_same(folder: Path, captioner: limner.Captioner) -> None:

@@ -124,6 +124,15 @@ def test_a_captioner_asks_it(tmp_path: Path) -> None:
     assert [captioner.caption(picture) for picture in pictures] == [one.text for one in chosen]
     assert captioner.caption_batch(pictures, consensus=False) == likeliest
     assert captioner.caption_batch(pictures, num_beams=1) == plain.caption_batch(pictures, num_beams=1)
+    drawn = {"temperature": 1.0, "num_return_sequences": 2}
+    assert [one.text for one in captioner.describe(pictures, **drawn)] == [
+        one.text for one in plain.describe(pictures, **drawn)
+    ]
+    with pytest.raises(ValueError, match="set consensus=False for num_return_sequences"):
+        captioner.describe(pictures, num_return_sequences=2)
+    asked = iter([False] * 3 + [True] * 5)
+    cut = captioner.describe(pictures, cancel=lambda: next(asked))  # the likeliest so far
+    assert len(cut) == 6 and cut[0].ending == "cancelled" and len(cut[0].tokens) == 3
 
 
 def test_another_thing_in_its_place_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import torch
 import transformers as hf
 from toy_captioners import toy_captioner, toy_picture, toy_tokenizer
 
-from limner.decoding.captioner import Caption, Captioner
+from limner.decoding import NOT_SURE
+from limner.decoding.captioner import Caption, Captioner, load_captioner
+from limner.device import choose
 from limner.evaluation.any_captioner import GenerateCaptioner, fingerprint, open_captioner
 from limner.evaluation.captioning import words_of
 from limner.models.stock import save_captioner
@@ -64,7 +66,9 @@ def test_a_legacy_encoder_decoder_says_what_generate_says(legacy: Path) -> None:
             # Log-probabilities are those of the model that is shown its own caption.
             with torch.no_grad():
                 logits = model(pixel_values=pixels[row : row + 1], decoder_input_ids=torch.tensor([ids])).logits[0]
-            expected = [float(logits[i].log_softmax(-1)[t]) for i, t in enumerate(ids[1:]) if t > 1]
+            whole = ids[1 : ids.index(1) + 1 if 1 in ids else None]  # up to the first end of text
+            expected = [float(logits[i].log_softmax(-1)[t]) for i, t in enumerate(whole)]
+            assert one.tokens == whole and one.ending == ("eos" if whole[-1] == 1 else "length")
             assert one.token_logprobs == pytest.approx(expected, abs=1e-4)
 
 
@@ -87,6 +91,39 @@ def test_an_image_text_model_of_another_make(tmp_path: Path) -> None:
         ids = model.generate(**pixels(picture, return_tensors="pt"), num_beams=1, max_new_tokens=5)[0]
         assert one.text == words.decode(ids[1:], skip_special_tokens=True)  # BLIP repeats its start token
         assert len(one.token_logprobs) == len(one.tokens) and all(chance < 0 for chance in one.token_logprobs)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Captioner, GenerateCaptioner]:
+    """One captioner, run by Limner and by transformers."""
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save_captioner(toy_captioner(text="llama_untied"), folder)
+    network = hf.AutoModelForImageTextToText.from_pretrained(folder)
+    processor = hf.AutoProcessor.from_pretrained(folder, backend="pil")
+    words = processor.tokenizer
+    theirs = GenerateCaptioner(network, processor.image_processor, words, choose("cpu", "fp32", None), processor)
+    return load_captioner(folder, device="cpu"), theirs
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 1, "max_new_tokens": 4}], ids=str
+)
+def test_confidence_is_the_same_whoever_runs_the_model(
+    both: tuple[Captioner, GenerateCaptioner], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probabilities are the model's own, before bans, and count the end of text."""
+    monkeypatch.setattr("limner.evaluation.any_captioner.PROMPT", "")
+    pictures = [toy_picture(seed) for seed in range(5)]
+    settings = settings | {"min_new_tokens": 3, "do_sample": False}
+    theirs = both[1].describe(pictures, batch_size=3, **settings)
+    ours = both[0].describe(pictures, **{name: value for name, value in settings.items() if name != "do_sample"})
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.text, one.tokens, one.ending) == (other.text, other.tokens, other.ending)
+        assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-4)
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+    edge = sorted(one.mean_logprob for one in theirs)[2] + 1e-6
+    unsure = both[1].describe(pictures, abstain_below=edge, **settings)
+    assert sum(one.text == NOT_SURE for one in unsure) == 3
 
 
 def test_our_own_model_opens_as_our_own_captioner(tmp_path: Path) -> None:

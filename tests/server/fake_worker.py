@@ -110,7 +110,7 @@ def caption(arguments: dict[str, Any], cancelled: Cancelled) -> Answer:
             id, logprob = _ranked(f"{seed}{beam}{text}")[0]
             tokens.append({"id": id, "text": WORDS[id], "logprob": logprob})
             text += WORDS[id]
-        captions.append({"text": text, "score": -0.5 - 0.25 * beam, "tokens": tokens})
+        captions.append({"text": text, "score": -0.5 - 0.25 * beam, "ending": "eos", "tokens": tokens})
         yield {"caption": captions[-1] | {"index": beam}}
     return {"captions": captions, "finish": "eos", "seconds": 0.3}
 

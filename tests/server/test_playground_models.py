@@ -132,6 +132,9 @@ def test_captions_are_the_captioners(playground: Playground, captioner: Path, tm
     assert [caption["text"] for caption in result["captions"]] == [caption.text for caption in plain]
     assert [c["score"] for c in result["captions"]] == pytest.approx([c.score for c in plain], abs=1e-4)
     assert [[t["id"] for t in c["tokens"]] for c in result["captions"]] == [c.tokens for c in plain]
+    assert [caption["ending"] for caption in result["captions"]] == [caption.ending for caption in plain]
+    _, cut = finish(playground.caption(wish | {"max_length": 2}, never))
+    assert cut["finish"] == cut["captions"][0]["ending"] == "length"
     for caption in result["captions"]:
         assert "".join(token["text"] for token in caption["tokens"]).strip() == caption["text"]
     assert len([event for event in events if "caption" in event]) == 3

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,10 +20,10 @@ from limner.runs.models import find_model
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from limner.decoding.captioner import Caption, Captioner
+    from limner.decoding.captioner import Caption
 
 MAX_FETCH = 64 * 2**20
-"""Bytes after which a download is given up."""
+"""Bytes after which a download, or standard input, is given up."""
 FETCH_SECONDS = 30
 
 
@@ -45,23 +46,19 @@ def run(argv: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be bytes that are no text
     for batch in _batches(_pictures(sources, bad), config.batch_size):
-        captions = _describe(captioner, [image for _, image in batch], config)
+        captions = captioner.describe(
+            [image for _, image in batch],
+            batch_size=config.batch_size,
+            abstain_below=config.abstain_below,
+            consensus=config.consensus,
+            num_beams=config.num_beams,
+            max_new_tokens=config.max_length,
+        )
         for (name, _), caption in zip(batch, captions, strict=True):
             print(_line(name, caption, config.json_), flush=True)
     if bad and config.skip_bad_images:
         print(f"limner caption: skipped {len(bad)} of {len(sources)} pictures.", file=sys.stderr)
     return 1 if bad and not config.skip_bad_images else 0
-
-
-def _describe(captioner: Captioner, images: list[Any], config: CaptionConfig) -> list[Caption]:
-    settings: dict[str, Any] = {"num_beams": config.num_beams, "max_new_tokens": config.max_length}
-    return captioner.describe(
-        images,
-        batch_size=config.batch_size,
-        abstain_below=config.abstain_below,
-        consensus=config.consensus,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
 
 
 def _line(name: str, caption: Caption, as_json: bool) -> str:
@@ -70,7 +67,10 @@ def _line(name: str, caption: Caption, as_json: bool) -> str:
             "path": name,
             "caption": caption.text,
             "tokens": caption.tokens,
+            "token_logprobs": [round(logprob, 6) for logprob in caption.token_logprobs],
+            "mean_logprob": round(caption.mean_logprob, 6),
             "score": round(caption.score, 6),
+            "ending": caption.ending,
             "seconds": round(caption.seconds, 4),
         }
         return json.dumps(fields, ensure_ascii=False)
@@ -139,9 +139,12 @@ def _pictures(sources: Iterable[str], bad: list[str]) -> Iterator[tuple[str, Ima
 
 
 def _content(name: str) -> str | bytes:
-    if name == "-":
-        return sys.stdin.buffer.read(MAX_FETCH + 1)
-    return _fetch(name) if "://" in name else name
+    if name != "-" and "://" not in name:
+        return name
+    content = sys.stdin.buffer.read(MAX_FETCH + 1) if name == "-" else _fetch(name)
+    if len(content) > MAX_FETCH:
+        raise ValueError(f"{name} is larger than {MAX_FETCH // 2**20} MB; shrink the picture first.")
+    return content
 
 
 class _OnlyHttp(HTTPRedirectHandler):
@@ -155,12 +158,9 @@ def _fetch(address: str) -> bytes:
     request = Request(address, headers={"User-Agent": "limner", "Accept": "image/*"})
     try:
         with build_opener(_OnlyHttp).open(request, timeout=FETCH_SECONDS) as answer:
-            content = answer.read(MAX_FETCH + 1)
-    except OSError as error:
+            return answer.read(MAX_FETCH + 1)
+    except (OSError, HTTPException) as error:  # the latter: an address or answer that breaks the protocol
         raise OSError(f"{address} cannot be fetched: {getattr(error, 'reason', error)}.") from error
-    if len(content) > MAX_FETCH:
-        raise ValueError(f"{address} is larger than {MAX_FETCH // 2**20} MB; download and shrink it first.")
-    return content
 
 
 def _batches(items: Iterable[tuple[str, Image]], size: int) -> Iterator[list[tuple[str, Image]]]:

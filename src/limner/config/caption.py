@@ -23,7 +23,7 @@ class CaptionConfig(Config):
     allow_urls: bool = False
     """Fetch pictures from http and https addresses."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """One JSON object a line: path, caption, tokens, score, seconds."""
+    """One JSON object a line: path, caption, tokens, token_logprobs, mean_logprob, score, ending, seconds."""
     num_beams: int | None = Field(default=None, ge=1)
     """Texts that beam search keeps at once, 1 is greedy; unset: as the model says (3)."""
     consensus: bool = True
@@ -32,7 +32,7 @@ class CaptionConfig(Config):
     max_length: int | None = Field(default=None, ge=1)
     """The most tokens of a caption; unset: as the model says (30)."""
     abstain_below: float | None = None
-    """Answer "(not sure)" where the mean log-probability of a caption's tokens is below this (-1, say)."""
+    """Say "(not sure)" where a caption's mean log-probability (mean_logprob in --json) is below this: -1, say."""
     batch_size: int = Field(default=8, ge=1)
     """Pictures that are captioned at once."""
     skip_bad_images: bool = False

@@ -41,8 +41,8 @@ class PretrainConfig(TrainSettings):
     """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
     of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
     tokenizer: str | None = None
-    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a run's, a folder or a hub id; unset:
-    gpt2, or with --init-from the model's own."""
+    """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a run's, a folder or a hub id;
+    unset: gpt2, or with --init-from the model's own."""
     vocab_size: int = Field(default=4096, ge=257)
     """Tokens of the bpe tokenizer."""
     val_split: float = Field(default=0.1, gt=0, lt=1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
 from limner.decoding.consensus import Consensus, middle
-from limner.decoding.settings import DecodingSettings
+from limner.decoding.decoder import Cancel
+from limner.decoding.settings import BeamSettings, DecodingSettings, make_settings
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
@@ -42,12 +44,18 @@ class Caption:
     seconds: float
     """Wall time from the picture to the words; of a batch, its share."""
     token_logprobs: list[float]
-    """How likely the model held each token."""
+    """How likely the model itself held each token, before any penalty, ban, temperature or filter."""
+    ending: str = "eos"
+    """Why it ended: "eos", "stop" (a stop string), "length" (cut at max_new_tokens) or "cancelled"."""
 
     @property
     def mean_logprob(self) -> float:
         """Confidence: the mean log-probability of the tokens. ``abstain_below`` is held against it."""
         return sum(self.token_logprobs) / max(1, len(self.token_logprobs))
+
+    def if_sure(self, abstain_below: float | None) -> Caption:
+        """This caption; `NOT_SURE` in its words' place where its confidence is below."""
+        return self if is_sure(self.mean_logprob, abstain_below) else replace(self, text=NOT_SURE)
 
 
 class Captioner:
@@ -78,15 +86,17 @@ class Captioner:
         """The words for one picture: a path, encoded bytes, a PIL image, or an array (H, W, 3) of uint8.
 
         Args:
-            settings: as for `describe`.
+            settings: as for `describe`, but for ``num_return_sequences``.
 
         Raises:
             FileNotFoundError, ValueError: the picture is not there or cannot be read, or a setting makes no sense.
         """
-        return self.describe([image], **settings)[0].text
+        return self.caption_batch([image], **settings)[0]
 
     def caption_batch(self, images: Sequence[ImageSource], **settings: Any) -> list[str]:
-        """The words for each picture, in their order."""
+        """The words for each picture, in their order; settings and errors as for `caption`."""
+        if settings.get("num_return_sequences") not in (None, 1):
+            raise ValueError("This says one caption a picture; use describe for num_return_sequences.")
         return [caption.text for caption in self.describe(images, **settings)]
 
     def describe(
@@ -96,6 +106,7 @@ class Captioner:
         batch_size: int = 16,
         abstain_below: float | None = None,
         consensus: bool = True,
+        cancel: Cancel | None = None,
         **settings: Any,
     ) -> list[Caption]:
         """The words for each picture, with tokens, scores and times.
@@ -105,8 +116,15 @@ class Captioner:
             abstain_below: say "(not sure)" where the mean log-probability of the tokens is below this.
             consensus: where the model remembers what people said of its training pictures, say of the beams'
                 captions and of four drawn ones a beam the one that would earn the most agreement.
-            settings: of the decoder; those that are not given come from the model's generation configuration
-                (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples.
+            cancel: asked before every step. Once it says True, the captions of the batch at work end where they
+                are, and later batches are left out.
+            settings: of the decoder; those that are None or not given come from the model's generation
+                configuration (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0
+                samples. Captions drawn of a picture depend on its pixels and the seed, not on the batch.
+
+        Returns:
+            A caption a picture, in their order; ``num_return_sequences`` of a picture stand side by side, the best
+            beams first.
 
         Raises:
             FileNotFoundError, ValueError: as for `caption`.
@@ -114,10 +132,19 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed.")
         chooser = self.consensus if consensus else None
-        decoder = self._decoder(settings, proposes=chooser is not None)
+        decoder = self._decoder(_checked(settings), proposes=chooser is not None)
+        if not isinstance(decoder.settings, BeamSettings):
+            chooser = None
+        elif chooser is not None and settings.get("num_return_sequences") is not None:
+            raise ValueError(
+                "The consensus chooses one caption a picture; set consensus=False for num_return_sequences."
+            )
         captions: list[Caption] = []
         for first in range(0, len(images), batch_size):
-            captions += self._describe_batch(images[first : first + batch_size], decoder, abstain_below, chooser)
+            said = self._describe_batch(images[first : first + batch_size], decoder, chooser, cancel)
+            captions += [caption.if_sure(abstain_below) for caption in said]
+            if cancel is not None and cancel():
+                break
         return captions
 
     @torch.inference_mode()
@@ -125,30 +152,42 @@ class Captioner:
         self,
         images: Sequence[ImageSource],
         decoder: Decoder[Any],
-        abstain_below: float | None,
         chooser: Consensus | None,
+        cancel: Cancel | None,
     ) -> list[Caption]:
         began = time.perf_counter()
         pixels = torch.stack([self.pixels.pixels(load_image(image)) for image in images])  # (B, 3, H, W)
         features = self.vlm.features(pixels)  # (B, P, Dv)
         prompt = self.vlm.prompt_embeds(features)  # (B, P or P + 1, D)
-        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
+        draws = getattr(decoder.settings, "temperature", 0) > 0
+        names = [hashlib.sha256(picture.numpy()).hexdigest() for picture in pixels] if draws else None
+        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt, row_ids=names, cancel=cancel)
         said = [(decoded, row) for row in range(len(decoded.tokens))]
-        if chooser is not None and len(said) > len(images):
-            looks = torch.stack([look.float().mean(1) for look in (features, self.vlm.features(middle(pixels)))], 1)
-            # One name for all rows: what is drawn of a picture is the same in every batch.
-            drawn = self._drawer(decoder, len(said) // len(images)).decode_full(
-                self.steps, prefix_embeds=prompt, row_ids=["picture"] * len(images)
+        if chooser is not None:
+            beams = len(said) // len(images)
+            # One name for all rows: like pictures (a film's, say) are told in like words.
+            drawn = self._drawer(decoder, beams).decode_full(
+                self.steps, prefix_embeds=prompt, row_ids=["picture"] * len(images), cancel=cancel
             )
-            said = self._chosen(chooser, looks, (decoded, drawn))
+            if "cancelled" in decoded.endings + drawn.endings:
+                said = said[::beams]
+            else:
+                looks = [look.float().mean(1) for look in (features, self.vlm.features(middle(pixels)))]
+                said = self._chosen(chooser, torch.stack(looks, 1), (decoded, drawn))
         seconds = (time.perf_counter() - began) / len(images)
         captions = []
         for decoded, row in said:
             tokens = decoded.tokens[row, : int(decoded.lengths[row])].tolist()
-            sure = is_sure(float(decoded.mean_logprobs[row]), abstain_below)
-            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip() if sure else NOT_SURE
-            logprobs = decoded.token_logprobs[row, : len(tokens)].tolist()
-            captions.append(Caption(text, tokens, float(decoded.scores[row]), seconds, logprobs))
+            captions.append(
+                Caption(
+                    text=str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip(),
+                    tokens=tokens,
+                    score=float(decoded.scores[row]),
+                    seconds=seconds,
+                    token_logprobs=decoded.token_logprobs[row, : len(tokens)].tolist(),
+                    ending=decoded.endings[row],
+                )
+            )
         return captions
 
     def _chosen(self, chooser: Consensus, looks: Tensor, proposals: Sequence[Decoded]) -> list[tuple[Decoded, int]]:
@@ -194,6 +233,13 @@ class Captioner:
                 "beam", num_beams=beams, **{"num_return_sequences": beams if proposes else 1} | known
             )
         return get_decoder("sample" if samples else "greedy", **known)
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not None; those that the choice of a decoder hangs on, in their types and ranges."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    counts = {name: value for name, value in given.items() if name in ("num_beams", "max_new_tokens")}
+    return given | make_settings(BeamSettings, counts).model_dump(exclude_unset=True)
 
 
 def load_captioner(

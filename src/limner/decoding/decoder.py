@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,13 @@ class Decoded:
 
 
 def is_sure(mean_logprob: float, abstain_below: float | None) -> bool:
-    """Whether an answer of this confidence is to be given; else say `NOT_SURE`. None: always."""
+    """Whether an answer of this confidence is to be given; else say `NOT_SURE`. None: always.
+
+    Raises:
+        ValueError: ``abstain_below`` is not a number.
+    """
+    if abstain_below is not None and math.isnan(abstain_below):
+        raise ValueError("abstain_below is not a number; give a log-probability such as -1, or leave it out.")
     return abstain_below is None or mean_logprob >= abstain_below
 
 

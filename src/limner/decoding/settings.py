@@ -116,9 +116,15 @@ def make_settings(kind: type[S], values: Mapping[str, Any]) -> S:
     """
     unknown = sorted(set(values) - set(kind.model_fields))
     if unknown:
-        raise ValueError(
-            f"Unknown decoding setting {unknown[0]!r}; there are {', '.join(sorted(kind.model_fields))}."
-        )
+        name = unknown[0]
+        if name in GreedySettings.model_fields:
+            raise ValueError(
+                f"{name} is for drawn tokens, and beam search draws none; leave it out, or draw at a temperature "
+                "above 0."
+            )
+        if name in BeamSettings.model_fields:
+            raise ValueError(f"{name} is for beam search; leave it out, or search with num_beams above 1.")
+        raise ValueError(f"Unknown decoding setting {name!r}; there are {', '.join(sorted(kind.model_fields))}.")
     try:
         return kind(**values)
     except ValidationError as error:

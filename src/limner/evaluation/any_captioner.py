@@ -46,13 +46,20 @@ class GenerateCaptioner:
         """Set where the model takes text beside the picture."""
 
     def describe(
-        self, images: Sequence[ImageSource], *, batch_size: int = 8, consensus: bool = True, **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        *,
+        batch_size: int = 8,
+        abstain_below: float | None = None,
+        consensus: bool = True,
+        **settings: Any,
     ) -> list[Caption]:
         """As `Captioner.describe`; settings are those of ``generate`` (num_beams, max_new_tokens). Models of other
         makes remember no captions: ``consensus`` changes nothing."""
         captions: list[Caption] = []
         for first in range(0, len(images), batch_size):
-            captions += self._batch([load_image(image) for image in images[first : first + batch_size]], settings)
+            said = self._batch([load_image(image) for image in images[first : first + batch_size]], settings)
+            captions += [caption.if_sure(abstain_below) for caption in said]
         return captions
 
     @torch.inference_mode()
@@ -60,25 +67,26 @@ class GenerateCaptioner:
         began = time.perf_counter()
         inputs = self._inputs(images)
         prompt = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        found = self.model.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
-        logprobs = self.model.compute_transition_scores(
-            found.sequences, found.scores, getattr(found, "beam_indices", None), normalize_logits=True
+        found = self.model.generate(
+            **inputs, **settings, return_dict_in_generate=True, output_logits=True, output_scores=True
+        )
+        logprobs = self.model.compute_transition_scores(  # of the logits: before penalties and bans
+            found.sequences, found.logits, getattr(found, "beam_indices", None), normalize_logits=True
         )  # (B, N)
+        beam_scores = getattr(found, "sequences_scores", None)  # (B,)
         seconds = (time.perf_counter() - began) / len(images)
-        special = set(self.tokenizer.all_special_ids)
+        eos = settings.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ends = set(eos) if isinstance(eos, (list, tuple)) else {eos}
         captions = []
-        for row, ids in enumerate(found.sequences):
+        for row, ids in enumerate(found.sequences.tolist()):
             # An encoder-decoder's sequence begins with its start token, a decoder's with the prompt.
-            start = prompt or len(ids) - logprobs.shape[1]
-            kept = [
-                (int(t), float(p))
-                for t, p in zip(ids[start:], logprobs[row], strict=False)
-                if int(t) not in special
-            ]
-            tokens, chances = [token for token, _ in kept], [chance for _, chance in kept]
+            tokens = ids[prompt or len(ids) - logprobs.shape[1] :]
+            end = next((n for n, token in enumerate(tokens, 1) if token in ends), None)
+            tokens = tokens[:end]
             text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            score = sum(chances) / max(1, len(chances))
-            captions.append(Caption(text, tokens, score, seconds, chances))
+            chances = logprobs[row, : len(tokens)].tolist()
+            score = sum(chances) / max(1, len(chances)) if beam_scores is None else float(beam_scores[row])
+            captions.append(Caption(text, tokens, score, seconds, chances, "length" if end is None else "eos"))
         return captions
 
     def _inputs(self, images: list[Any]) -> dict[str, torch.Tensor]:

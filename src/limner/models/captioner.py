@@ -165,9 +165,22 @@ class PrefixConditioningVLM(nn.Module):
 
     @property
     def room_for_caption(self) -> int | None:
-        """The most tokens that the language model has positions for behind the prompt; None: it does not say."""
+        """The most tokens that the language model can say behind the prompt; None: it states no limit.
+
+        The last token needs no position: nothing is read behind it.
+
+        Raises:
+            ValueError: the prompt alone is longer than the model's positions.
+        """
         positions = getattr(self.language_model.config, "max_position_embeddings", None)
-        return None if positions is None else positions - self.num_prompt_tokens
+        if positions is None:
+            return None
+        if self.num_prompt_tokens > positions:
+            raise ValueError(
+                f"The picture takes {self.num_prompt_tokens} tokens, and the language model has positions for "
+                f"{positions}; take an encoder or image_tokens that give fewer, or another language model."
+            )
+        return positions - self.num_prompt_tokens + 1
 
     # ---- from prompt to logits ---------------------------------------------------------------------------------
 

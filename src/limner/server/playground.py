@@ -13,47 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from limner.decoding import Prefix, StepModel
-from limner.decoding.captioner import Captioner, load_captioner
+from limner.decoding.captioner import Caption, Captioner, load_captioner
 from limner.decoding.text_model import HALF, Continuation, TextModel, Token, load_text_model
 from limner.server.worker import Event, Operation
 from limner.tokenizer import Tokenizer
 
 Answer = Generator[Event, None, Event]
 Cancelled = Callable[[], bool]
-
-
-class Stopped(Exception):
-    """The request was cancelled."""
-
-
-class Spy:
-    """A step model that remembers its last logits, and stops when the request is cancelled."""
-
-    def __init__(self, model: StepModel, cancelled: Cancelled) -> None:
-        self.model, self.cancelled = model, cancelled
-        self.device, self.eos_token_ids = model.device, model.eos_token_ids
-        self.pad_token_id = model.pad_token_id
-        self.logits = torch.empty(0)
-
-    def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, Any]:
-        self._ask()
-        self.logits, state = self.model.prefill(prefix, max_new_tokens, num_beams)
-        return self.logits, state
-
-    def step(self, tokens: Tensor, state: Any) -> Tensor:
-        self._ask()
-        self.logits = self.model.step(tokens, state)
-        return self.logits
-
-    def reorder(self, rows: Tensor, state: Any) -> None:
-        self.model.reorder(rows, state)
-
-    def _ask(self) -> None:
-        if self.cancelled():
-            raise Stopped
 
 
 @dataclass
@@ -186,24 +154,25 @@ class Playground:
         if not isinstance(loaded.model, PictureModel):
             raise ValueError("This model continues texts; choose one that captions pictures.")
         yield {"phase": "captioning", "loaded": self._list()}
-        base = loaded.model.captioner
+        captioner = loaded.model.captioner
         beams = arguments["num_beams"]
-        settings: dict[str, Any] = {"num_beams": beams, "max_new_tokens": arguments["max_length"]}
-        chooses = arguments["consensus"] and base.consensus is not None and beams > 1
-        if beams > 1 and not chooses:
-            settings["num_return_sequences"] = min(beams, arguments["num_captions"] or beams)
-        chooser = base.consensus if chooses else None
-        captioner = Captioner(base.vlm, base.choice, Spy(base.steps, cancelled), chooser)
+        chooses = arguments["consensus"] and captioner.consensus is not None and beams > 1
+        count = None if chooses or beams == 1 else min(beams, arguments["num_captions"] or beams)
         began = time.perf_counter()
-        ended: dict[str, Any] = {"consensus": chooses}
-        try:
-            captions = captioner.describe([Path(arguments["image"]).read_bytes()], **settings)
-        except Stopped:
-            return ended | {"captions": [], "finish": "cancelled", "seconds": round(time.perf_counter() - began, 3)}
-        shown = [_caption(captioner.tokenizer, caption) for caption in captions]
+        captions = captioner.describe(
+            [Path(arguments["image"]).read_bytes()],
+            consensus=chooses,
+            cancel=cancelled,
+            num_beams=beams,
+            max_new_tokens=arguments["max_length"],
+            num_return_sequences=count,
+        )
+        finish = "cancelled" if cancelled() else captions[0].ending
+        shown = [] if finish == "cancelled" else [_caption(captioner.tokenizer, caption) for caption in captions]
         for index, found in enumerate(shown):
             yield {"caption": found | {"index": index}}
-        return ended | {"captions": shown, "finish": "eos", "seconds": round(time.perf_counter() - began, 3)}
+        seconds = round(time.perf_counter() - began, 3)
+        return {"consensus": chooses, "captions": shown, "finish": finish, "seconds": seconds}
 
 
 def _token(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
@@ -214,7 +183,7 @@ def _token(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
     return {"id": token.id, "text": token.text, "logprob": _finite(token.logprob), "alternatives": alternatives}
 
 
-def _caption(tokenizer: Any, caption: Any) -> dict[str, Any]:
+def _caption(tokenizer: Any, caption: Caption) -> dict[str, Any]:
     """A caption with its tokens, each with what it adds to the text."""
     tokens, before = [], ""
     for k, (id, logprob) in enumerate(zip(caption.tokens, caption.token_logprobs, strict=True)):
@@ -222,7 +191,7 @@ def _caption(tokenizer: Any, caption: Any) -> dict[str, Any]:
         whole = text if not text.endswith(HALF) else before
         tokens.append({"id": id, "text": whole[len(before) :], "logprob": _finite(logprob)})
         before = whole
-    return {"text": caption.text, "score": round(caption.score, 5), "tokens": tokens}
+    return {"text": caption.text, "score": round(caption.score, 5), "ending": caption.ending, "tokens": tokens}
 
 
 def _finite(logprob: float) -> float:

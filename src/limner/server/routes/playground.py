@@ -117,6 +117,8 @@ class CaptionToken(BaseModel):
 class Caption(BaseModel):
     text: str
     score: float
+    ending: str
+    """eos, or length (cut at max_length)."""
     tokens: list[CaptionToken]
 
 
@@ -127,6 +129,7 @@ class Captions(BaseModel):
     consensus: bool = False
     """Whether the training captions chose."""
     finish: str
+    """The first caption's ending, or cancelled: then there are no captions."""
     width: int
     height: int
     seconds: float
