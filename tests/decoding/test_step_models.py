@@ -237,8 +237,9 @@ def test_positions_run_out_with_a_sentence(make_model: Any, prompts: Any) -> Non
 def test_prefixes_that_make_no_sense_are_refused() -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
     for arguments, word in (
-        ({}, "not both"),
-        ({"ids": ids, "embeds": torch.zeros(2, 3, 8)}, "not both"),
+        ({}, "prefix_embeds or input_ids"),
+        ({"ids": ids, "embeds": torch.zeros(2, 4, 8)}, "whole numbers"),
+        ({"ids": ids.float()}, "whole numbers"),
         ({"ids": ids[:, :0]}, "neither of them empty"),
         ({"ids": ids, "mask": ids[:1]}, "prefix_mask"),
         ({"ids": ids, "mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}, "on the left"),

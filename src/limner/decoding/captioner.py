@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
 from limner.decoding.consensus import Consensus, middle
-from limner.decoding.settings import DecodingSettings
+from limner.decoding.rules import NOTHING
+from limner.decoding.settings import BeamSettings, DecodingSettings, from_generation_config
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
@@ -132,13 +133,14 @@ class Captioner:
         pixels = torch.stack([self.pixels.pixels(load_image(image)) for image in images])  # (B, 3, H, W)
         features = self.vlm.features(pixels)  # (B, P, Dv)
         prompt = self.vlm.prompt_embeds(features)  # (B, P or P + 1, D)
-        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt)
+        seen = self._prompt_ids(prompt)
+        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt, input_ids=seen)
         said = [(decoded, row) for row in range(len(decoded.tokens))]
         if chooser is not None and len(said) > len(images):
             looks = torch.stack([look.float().mean(1) for look in (features, self.vlm.features(middle(pixels)))], 1)
             # One name for all rows: what is drawn of a picture is the same in every batch.
             drawn = self._drawer(decoder, len(said) // len(images)).decode_full(
-                self.steps, prefix_embeds=prompt, row_ids=["picture"] * len(images)
+                self.steps, prompt, seen, row_ids=["picture"] * len(images)
             )
             said = self._chosen(chooser, looks, (decoded, drawn))
         seconds = (time.perf_counter() - began) / len(images)
@@ -170,30 +172,40 @@ class Captioner:
         drawing = {"temperature": DRAW_TEMPERATURE, "num_return_sequences": DRAWS_A_BEAM * beams}
         return get_decoder("sample", **drawing, tokenizer=self.tokenizer, **shared)
 
+    def _prompt_ids(self, prompt: Tensor) -> Tensor | None:
+        """What penalties and bans see of the prompt (B, P, D), as in generate: BOS, where it ends with that. Image
+        tokens, which are never said, make no difference."""
+        if self.vlm.bos_id is None:
+            return None
+        ids = torch.full(prompt.shape[:2], NOTHING, device=prompt.device)
+        ids[:, -1] = self.vlm.bos_id
+        return ids
+
     def _decoder(self, settings: dict[str, Any], proposes: bool) -> Decoder[Any]:
         """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration.
 
         Args:
             proposes: beam search gives all of its captions, to choose from.
         """
-        config: Any = self.vlm.generation_config
-        samples = bool(settings.get("temperature"))
-        beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
-        known: dict[str, Any] = {
+        config = self.vlm.generation_config
+        asked: dict[str, Any] = {
             "max_new_tokens": config.max_new_tokens or 30,
-            "suppress_tokens": tuple(config.suppress_tokens or ()),
-            "tokenizer": self.tokenizer,
+            "num_return_sequences": 1,
         } | settings
-        room, longest = self.vlm.room_for_caption, known["max_new_tokens"]
+        if settings.get("temperature"):
+            asked.setdefault("num_beams", 1)
+        kind, values = from_generation_config(config, **asked)
+        if kind is BeamSettings:
+            if proposes and "num_return_sequences" not in settings:
+                values["num_return_sequences"] = values["num_beams"]
+            name = "beam"
+        else:
+            name = "sample" if values.get("temperature") else "greedy"
+        decoder = get_decoder(name, tokenizer=self.tokenizer, **values)
+        room, longest = self.vlm.room_for_caption, decoder.settings.max_new_tokens
         if room is not None and longest > room:
             raise ValueError(f"The model has positions for captions of {room} tokens, and {longest} are asked for.")
-        if samples and beams > 1:
-            raise ValueError("Sampling within beam search is not offered; leave out temperature or num_beams.")
-        if beams > 1:
-            return get_decoder(
-                "beam", num_beams=beams, **{"num_return_sequences": beams if proposes else 1} | known
-            )
-        return get_decoder("sample" if samples else "greedy", **known)
+        return decoder
 
 
 def load_captioner(

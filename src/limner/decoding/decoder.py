@@ -70,8 +70,8 @@ class Job:
     def history(self, num_new: int) -> tuple[Tensor, int]:
         """(B, T0 + num_new) int64 for the tokens that rules look at, and T0: prompt ids that stand in it already.
 
-        As in transformers' generate, rules see the prompt where it was given as ids, and no prompt where it was
-        given as embeddings. Padding is never seen.
+        As in transformers' generate, rules see the prompt where its ids were given, and no prompt where only its
+        embeddings were. Padding is never seen.
         """
         known = self.prefix.ids if self.rules.reads_history else None
         T0 = 0 if known is None else known.shape[1]
@@ -97,17 +97,19 @@ class Decoder(ABC, Generic[S]):
 
     Raises:
         ValueError: a setting is unknown, out of range, or not this decoder's.
+        TypeError: the settings are neither of the two.
     """
 
     kind: type[S]
 
     def __init__(self, settings: Any = None, *, tokenizer: Any = None, **keywords: Any) -> None:
-        values: dict[str, Any] = {}
         if isinstance(settings, DecodingSettings):
-            values = settings.model_dump(exclude_unset=True)
+            values = settings.model_dump(exclude_unset=True) | keywords
         elif settings is not None:
-            _, values = from_generation_config(settings)
-        self.settings: S = make_settings(self.kind, {**values, **keywords})
+            _, values = from_generation_config(settings, self.kind, **keywords)
+        else:
+            values = keywords
+        self.settings: S = make_settings(self.kind, values)
         self.tokenizer = tokenizer
         if self.settings.stop_strings and tokenizer is None:
             raise ValueError("Stop strings need the tokenizer; pass tokenizer=.")
@@ -141,7 +143,7 @@ class Decoder(ABC, Generic[S]):
 
         Args:
             prefix_embeds: (B, P, D), or
-            input_ids: (B, P) int64.
+            input_ids: (B, P) int64. Beside embeddings, they are what penalties and bans see of the prefix.
             prefix_mask: (B, P), 0 where a prefix is padded, on the left; None: nowhere.
             row_ids: B names (strings or ints) that stand for the rows in the seed of their draws. Without them a
                 row's own prefix does, so that equal rows draw equal tokens. Give them where prefixes are

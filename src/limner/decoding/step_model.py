@@ -16,13 +16,14 @@ from torch import Tensor
 
 @dataclass
 class Prefix:
-    """What stands before the texts: embeddings (image tokens, projected) or token ids, one row a prefix.
+    """What stands before the texts: embeddings (image tokens, projected) or token ids, one row a prefix. Where both
+    are given, the embeddings are read, and the ids are what penalties and bans see of the prefix.
 
     ``mask`` (B, P) bool is False where a row is padded. Padding stands on the left, so that the last position of
     every row is real: it is the one that predicts the first token. Positions are counted from the first real one.
 
     Raises:
-        ValueError: both or neither of embeddings and ids are given, or shapes or mask do not fit.
+        ValueError: neither embeddings nor ids are given, or shapes or mask do not fit.
     """
 
     embeds: Tensor | None = None  # (B, P, D)
@@ -30,14 +31,20 @@ class Prefix:
     mask: Tensor | None = None  # (B, P) bool
 
     def __post_init__(self) -> None:
-        if (self.embeds is None) == (self.ids is None):
-            raise ValueError("Give either prefix_embeds or input_ids, and not both.")
+        if self.embeds is None and self.ids is None:
+            raise ValueError("Give prefix_embeds or input_ids.")
         shape = self._shape
         if len(shape) != 2 or min(shape) < 1 or (self.embeds is not None and self.embeds.dim() != 3):
             raise ValueError(
                 "A prefix is prefix_embeds (B, P, D) or input_ids (B, P), neither of them empty; "
                 f"the shape given is {tuple(self._given.shape)}."
             )
+        if self.ids is not None:
+            if self.ids.is_floating_point() or tuple(self.ids.shape) != shape:
+                raise ValueError(
+                    f"input_ids must be whole numbers {shape}, not {self.ids.dtype} {tuple(self.ids.shape)}."
+                )
+            self.ids = self.ids.long()
         if self.mask is not None:
             if tuple(self.mask.shape) != shape:
                 raise ValueError(f"prefix_mask is {tuple(self.mask.shape)}, but the prefix is {shape}.")
