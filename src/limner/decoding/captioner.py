@@ -107,7 +107,8 @@ class Captioner:
             consensus: where the model remembers what people said of its training pictures, say of the beams'
                 captions and of four drawn ones a beam the one that would earn the most agreement.
             settings: of the decoder; those that are not given come from the model's generation configuration
-                (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples.
+                (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0 samples, as in
+                generate among the 50 likeliest tokens unless ``top_k`` says otherwise.
 
         Raises:
             FileNotFoundError, ValueError: as for `caption`.
