@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,7 @@ def test_draws_depend_on_seed_and_prefix_only(models: dict[str, Any], prompts: A
     assert first == twin != other
     assert draw(ids[:1], seed=1) == [first]
     assert draw(ids[:1], seed=2) != [first]
+    assert draw(ids[:1].int(), seed=1) == [first]
 
 
 def test_row_ids_stand_for_the_prefix(models: dict[str, Any]) -> None:
@@ -99,6 +101,9 @@ def test_row_ids_stand_for_the_prefix(models: dict[str, Any]) -> None:
     assert not torch.equal(tokens[0], tokens[1])
     nearly = decoder.decode(steps, embeds[:1] + 1e-7, row_ids=["a"])[0]
     assert torch.equal(nearly[0], tokens[0])
+    same = decoder.decode(steps, embeds, row_ids=[7, np.int64(7), "7"])[0]
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(same[0], same[2])
 
 
 def test_several_draws_of_a_prefix(talkative: dict[str, Any], prompts: Any) -> None:
@@ -165,7 +170,9 @@ def test_cancellation_keeps_what_was_said(models: dict[str, Any], prompts: Any, 
         assert torch.equal(decoded.tokens, whole[:, :4])
     stopped = threading.Event()
     stopped.set()
-    assert decoder.decode_full(steps, input_ids=ids, cancel=stopped.is_set).tokens.shape[1] == 0
+    nothing = decoder.decode_full(steps, input_ids=ids, cancel=stopped.is_set)
+    assert nothing.tokens.shape[1] == 0
+    assert nothing.mean_logprobs.isnan().all()
 
 
 def test_leaving_a_stream_computes_no_more(models: dict[str, Any], prompts: Any) -> None:

@@ -103,6 +103,11 @@ def test_draws_follow_the_probabilities() -> None:
         ("greedy", {"max_new_tokens": 0}, "max_new_tokens"),
         ("greedy", {"min_new_tokens": 31}, "max_new_tokens"),
         ("greedy", {"stop_strings": "."}, "tokenizer"),
+        ("greedy", {"stop_strings": ["a", ""], "tokenizer": object()}, "stop string is empty"),
+        ("greedy", {"banned_words": [[]]}, "banned word is empty"),
+        ("greedy", {"banned_words": (5, 6)}, "suppress_tokens"),
+        ("greedy", {"suppress_tokens": [-1]}, "suppress_tokens"),
+        ("sample", {"seed": -1}, "seed"),
         ("nucleus", {}, "greedy, sample and beam"),
     ],
 )
@@ -124,6 +129,7 @@ def test_confidence_is_held_against_a_bound() -> None:
     assert is_sure(-3.0, None)
     assert is_sure(-1.0, -1.0)
     assert not is_sure(-1.1, -1.0)
+    assert not is_sure(float("nan"), -1.0)
 
 
 def test_token_logprobs_are_the_models_own(models: dict[str, Any], prompts: Any) -> None:
@@ -145,3 +151,37 @@ def test_token_logprobs_are_the_models_own(models: dict[str, Any], prompts: Any)
         torch.testing.assert_close(decoded.mean_logprobs, torch.stack(means), atol=1e-5, rtol=0)
         if name != "beam":
             torch.testing.assert_close(decoded.scores, decoded.mean_logprobs)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"suppress_tokens": [6, 999]}, {"eos_token_id": [2, 999], "min_new_tokens": 4}]
+)
+def test_tokens_that_the_model_lacks_are_ignored_as_by_generate(models: Any, prompts: Any, settings: Any) -> None:
+    ids, _ = prompts([6])
+    wanted = models["llama"].generate(ids, max_new_tokens=5, do_sample=False, **settings)[:, 6:]
+    tokens, _ = get_decoder("greedy", max_new_tokens=5, **settings).decode(
+        step_model(models["llama"]), input_ids=ids
+    )
+    assert torch.equal(tokens, wanted)
+
+
+def test_no_end_of_text_is_minus_one(models: Any, prompts: Any) -> None:
+    ids, _ = prompts([6])
+    steps = step_model(models["llama"])
+    for name in ("greedy", "beam"):
+        never, none = (
+            get_decoder(name, max_new_tokens=5, min_new_tokens=2, eos_token_id=eos).decode(steps, input_ids=ids)[0]
+            for eos in (-1, ())
+        )
+        assert torch.equal(never, none)
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample", "beam"])
+def test_bans_that_cannot_be_kept_are_refused(models: Any, prompts: Any, name: str) -> None:
+    ids, _ = prompts([6])
+    for settings, word in (
+        ({"banned_words": [(4, 999)]}, "Token 999"),
+        ({"suppress_tokens": range(61)}, "No token is left"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            get_decoder(name, **settings).decode(step_model(models["llama"]), input_ids=ids)

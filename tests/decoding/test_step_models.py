@@ -16,10 +16,19 @@ from transformers import (
     AutoTokenizer,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from limner.decoding import Prefix, StepModel, cached_lm, get_decoder, linear, recorded, step_model
@@ -292,8 +301,9 @@ def test_positions_run_out_with_a_sentence(make_model: Any, prompts: Any) -> Non
 def test_prefixes_that_make_no_sense_are_refused() -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
     for arguments, word in (
-        ({}, "not both"),
-        ({"ids": ids, "embeds": torch.zeros(2, 3, 8)}, "not both"),
+        ({}, "prefix_embeds or input_ids"),
+        ({"ids": ids, "embeds": torch.zeros(2, 4, 8)}, "whole numbers"),
+        ({"ids": ids.float()}, "whole numbers"),
         ({"ids": ids[:, :0]}, "neither of them empty"),
         ({"ids": ids, "mask": ids[:1]}, "prefix_mask"),
         ({"ids": ids, "mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}, "on the left"),
@@ -330,7 +340,76 @@ def test_a_real_model_tells_its_story(real_data: Path) -> None:
     decoded = decoder.decode_full(step_model(model), input_ids=ids)
     assert tokenizer.decode(decoded.tokens[0]).endswith("girl named")
     assert decoded.endings == ["stop"]
+    for string, count in ((" Once", 1), (" upon a", 3), ("On", 1)):  # as soon as generate stops, spaces and all
+        stops = get_decoder("greedy", max_new_tokens=9, stop_strings=string, tokenizer=tokenizer)
+        wanted = model.generate(ids, max_new_tokens=9, do_sample=False, stop_strings=string, tokenizer=tokenizer)
+        tokens, _ = stops.decode(step_model(model), input_ids=ids)
+        assert torch.equal(tokens, wanted[:, 1:])
+        assert tokens.shape[1] == count
     banned = get_decoder("greedy", max_new_tokens=60, banned_words=["Lily", "time"], tokenizer=tokenizer)
     text = tokenizer.decode(banned.decode(step_model(model), input_ids=ids)[0][0])
     assert "Lily" not in text
     assert "time" not in text
+
+
+def test_linear_attention_is_reordered_too(prompts: Any) -> None:
+    """Half of its layers keep a convolution's last inputs instead of keys and values."""
+    torch.manual_seed(0)
+    config = small(Lfm2Config, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    model = Lfm2ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    ids, _ = prompts([9, 9, 9, 9])
+    walk(step_model(model), plainly(model), ids, None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4)),
+        lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=V, n_embd=16, n_layer=1, n_head=2)),
+        lambda: LlamaModel(small(LlamaConfig)),
+        lambda: T5ForConditionalGeneration(T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=16, num_layers=1)),
+    ],
+)
+def test_models_that_would_say_nonsense_are_refused(model: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="cannot be decoded"):
+        step_model(model())
+
+
+def test_a_released_model_makes_no_second_step_model(make_model: Any) -> None:
+    model = make_model("qwen2")
+    step_model(model, quantize="int8", release=True)
+    with pytest.raises(ValueError, match="given up its weights"):
+        step_model(model)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_step_model_of_other_weights_is_refused(make_model: Any, prompts: Any, release: bool) -> None:
+    """Some of them are shared, some copied: after a training step it would be a mixture."""
+    model = make_model("llama")
+    steps, (ids, _) = step_model(model, release=release), prompts([5])
+    decoder = get_decoder("greedy", max_new_tokens=2)
+    first, _ = decoder.decode(steps, input_ids=ids)
+    assert torch.equal(decoder.decode(steps, input_ids=ids)[0], first)
+    learns = [parameter for parameter in model.parameters() if not parameter.is_meta]
+    for parameter in learns:
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(learns).step()
+    with pytest.raises(ValueError, match="make a new step model"):
+        decoder.decode(steps, input_ids=ids)
+    del model
+    decoder.decode(steps, input_ids=ids)  # alone, it is only as old as it is
+
+
+def test_what_cannot_be_decoded_is_said_in_a_sentence(models: Any, prompts: Any) -> None:
+    decoder, (ids, _) = get_decoder("greedy", max_new_tokens=2), prompts([5])
+    with pytest.raises(TypeError, match=r"make one of it with step_model\(\)"):
+        decoder.decode(models["llama"], input_ids=ids)
+    for steps in (CachedStepModel(models["llama"]), TransformersStepModel(models["llama"])):
+        with pytest.raises(ValueError, match="33 wide, and the model's embeddings 32"):
+            decoder.decode(steps, prefix_embeds=torch.randn(1, 4, 33))
+    for dtype in (torch.int8, "bf16"):
+        with pytest.raises(ValueError, match="of floating point"):
+            step_model(models["llama"], dtype=dtype)

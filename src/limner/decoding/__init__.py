@@ -29,7 +29,7 @@ __all__ = [
 
 
 def get_decoder(name: str, settings: Any = None, **keywords: Any) -> Decoder[Any]:
-    """The decoder of this name: "greedy", "sample" (temperature 1 unless given) or "beam".
+    """The decoder of this name: "greedy", "sample" (at temperature 1 unless given) or "beam".
 
     Args:
         settings: a settings object or a transformers `GenerationConfig`.
@@ -37,15 +37,22 @@ def get_decoder(name: str, settings: Any = None, **keywords: Any) -> Decoder[Any
 
     Raises:
         ValueError: there is no such decoder, or a setting is not one of its.
+        TypeError: the settings are neither of the two.
     """
     if name == "greedy":
-        if keywords.get("temperature"):
-            raise ValueError('A greedy decoder has no temperature; ask for the decoder "sample".')
-        return GreedyDecoder(settings, **keywords)
+        greedy = GreedyDecoder(settings, **keywords)
+        if greedy.settings.temperature:
+            raise ValueError(
+                'A greedy decoder draws nothing; leave out temperature and do_sample, or ask for "sample".'
+            )
+        return greedy
     if name == "sample":
-        if settings is None:
-            keywords.setdefault("temperature", 1.0)
-        return GreedyDecoder(settings, **keywords)
+        is_open = isinstance(settings, DecodingSettings) and "temperature" not in settings.model_fields_set
+        own = None if is_open else getattr(settings, "temperature", None)
+        sampling = GreedyDecoder(settings, **{"temperature": 1.0 if own is None else own} | keywords)
+        if not sampling.settings.temperature:
+            raise ValueError('At temperature 0 nothing is drawn; set one above it, or ask for "greedy".')
+        return sampling
     if name == "beam":
         return BeamSearchDecoder(settings, **keywords)
     raise ValueError(f"There is no decoder {name!r}; there are greedy, sample and beam.")

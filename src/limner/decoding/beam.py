@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.decoding.decoder import Decoded, Decoder, Job
+from limner.decoding.decoder import NOTHING_LEFT, Decoded, Decoder, Job
 from limner.decoding.settings import BeamSettings
 
 IMPOSSIBLE = -1e9
@@ -85,6 +85,9 @@ class BeamSearchDecoder(Decoder[BeamSettings]):
                 logits = model.step(running.history[:, :, T0 + n - 1].flatten(), state).unflatten(0, (-1, G))
             job.watch(logits.flatten(0, 1))
             candidates, beams = self._candidates(job, running, logits, T0, n)
+            mute = ~(candidates.scores[:, 0] > float("-inf"))
+            if bool((mute & (finished.endings == _RUNNING).all(1)).any()):
+                raise ValueError(NOTHING_LEFT)
             ends = candidates.endings != _RUNNING  # (A, K)
             finished = self._merge(finished, candidates, ends, improvable, n)
             # An ended text cannot go on: the best others do.

@@ -18,6 +18,7 @@ Letters in the shape comments:
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -191,6 +192,11 @@ def _scripted(module: nn.Module, device: torch.device) -> Any:
         return torch.jit.script(module)
 
 
+def _version(lm: Any) -> int:
+    """Grows with each change in place of a parameter, as by an optimizer's step."""
+    return sum(parameter._version for parameter in lm.parameters() if not parameter.is_inference())
+
+
 class CachedStepModel:
     """Llama, Mistral, Qwen2, GPT-2 (also inside peft) and `GPTModel`, from their weights as they are now.
 
@@ -202,6 +208,7 @@ class CachedStepModel:
 
     Raises:
         UnknownModel: another family, or a variant that is not computed here.
+        ValueError: the model has given up its weights; in `prefill`, they are no longer those that were read here.
     """
 
     @torch.no_grad()
@@ -234,6 +241,8 @@ class CachedStepModel:
         self.head = _scripted(_Head(final_norm, packed([weights.head], False)), self.device)
         if release:
             give_back_freed_memory()
+        self.source = weakref.ref(lm)
+        self.version = _version(lm)
         self.rotations = torch.empty(0, weights.head_width // 2, dtype=torch.complex64, device=self.device)
 
     def _paired(self, qkv: Matrix) -> Matrix:
@@ -251,7 +260,13 @@ class CachedStepModel:
 
     @torch.inference_mode()
     def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, KVState]:
+        lm = self.source()
+        if lm is not None and _version(lm) != self.version:
+            raise ValueError(
+                "The model's weights have changed since; make a new step model of it with step_model()."
+            )
         weights, A, P = self.weights, prefix.batch, prefix.length
+        prefix.require_width(weights.embedding.shape[1])
         positions = prefix.positions(self.device)  # (A or 1, P)
         self._make_rotations(P + max_new_tokens)
         room = P + num_beams * max_new_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from limner.data.images import ImageSource, PixelSettings, load_image
 from limner.decoding import NOT_SURE, Decoded, Decoder, StepModel, get_decoder, is_sure, step_model
 from limner.decoding.consensus import Consensus, middle
 from limner.decoding.decoder import Cancel
-from limner.decoding.settings import BeamSettings, DecodingSettings, make_settings
+from limner.decoding.rules import NOTHING
+from limner.decoding.settings import BeamSettings, DecodingSettings, from_generation_config
 from limner.decoding.weights import is_known
 from limner.device import Choice, choose, multiplies
 from limner.models.captioner import PrefixConditioningVLM
@@ -50,8 +52,8 @@ class Caption:
 
     @property
     def mean_logprob(self) -> float:
-        """Confidence: the mean log-probability of the tokens. ``abstain_below`` is held against it."""
-        return sum(self.token_logprobs) / max(1, len(self.token_logprobs))
+        """Confidence: the mean log-probability of the tokens, NaN of none. ``abstain_below`` is held against it."""
+        return sum(self.token_logprobs) / len(self.token_logprobs) if self.token_logprobs else math.nan
 
     def if_sure(self, abstain_below: float | None) -> Caption:
         """This caption; `NOT_SURE` in its words' place where its confidence is below."""
@@ -119,8 +121,9 @@ class Captioner:
             cancel: asked before every step. Once it says True, the captions of the batch at work end where they
                 are, and later batches are left out.
             settings: of the decoder; those that are None or not given come from the model's generation
-                configuration (three beams, 30 tokens). ``num_beams=1`` is greedy, a ``temperature`` above 0
-                samples. Captions drawn of a picture depend on its pixels and the seed, not on the batch.
+                configuration (three beams, 30 tokens). ``num_beams=1`` is greedy; a ``temperature`` above 0 draws,
+                as in generate among the 50 likeliest tokens unless ``top_k`` says otherwise. What is drawn of a
+                picture depends on its pixels and the seed, not on the batch.
 
         Returns:
             A caption a picture, in their order; ``num_return_sequences`` of a picture stand side by side, the best
@@ -132,7 +135,8 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed.")
         chooser = self.consensus if consensus else None
-        decoder = self._decoder(_checked(settings), proposes=chooser is not None)
+        settings = {name: value for name, value in settings.items() if value is not None}
+        decoder = self._decoder(settings, proposes=chooser is not None)
         if not isinstance(decoder.settings, BeamSettings):
             chooser = None
         elif chooser is not None and settings.get("num_return_sequences") is not None:
@@ -159,15 +163,16 @@ class Captioner:
         pixels = torch.stack([self.pixels.pixels(load_image(image)) for image in images])  # (B, 3, H, W)
         features = self.vlm.features(pixels)  # (B, P, Dv)
         prompt = self.vlm.prompt_embeds(features)  # (B, P or P + 1, D)
+        seen = self._prompt_ids(prompt)
         draws = getattr(decoder.settings, "temperature", 0) > 0
         names = [hashlib.sha256(picture.numpy()).hexdigest() for picture in pixels] if draws else None
-        decoded = decoder.decode_full(self.steps, prefix_embeds=prompt, row_ids=names, cancel=cancel)
+        decoded = decoder.decode_full(self.steps, prompt, seen, row_ids=names, cancel=cancel)
         said = [(decoded, row) for row in range(len(decoded.tokens))]
         if chooser is not None:
             beams = len(said) // len(images)
             # One name for all rows: like pictures (a film's, say) are told in like words.
             drawn = self._drawer(decoder, beams).decode_full(
-                self.steps, prefix_embeds=prompt, row_ids=["picture"] * len(images), cancel=cancel
+                self.steps, prompt, seen, row_ids=["picture"] * len(images), cancel=cancel
             )
             if "cancelled" in decoded.endings + drawn.endings:
                 said = said[::beams]
@@ -209,37 +214,41 @@ class Captioner:
         drawing = {"temperature": DRAW_TEMPERATURE, "num_return_sequences": DRAWS_A_BEAM * beams}
         return get_decoder("sample", **drawing, tokenizer=self.tokenizer, **shared)
 
+    def _prompt_ids(self, prompt: Tensor) -> Tensor | None:
+        """What penalties and bans see of the prompt (B, P, D), as in generate: BOS, where it ends with that. Image
+        tokens, which are never said, make no difference."""
+        if self.vlm.bos_id is None:
+            return None
+        ids = torch.full(prompt.shape[:2], NOTHING, device=prompt.device)
+        ids[:, -1] = self.vlm.bos_id
+        return ids
+
     def _decoder(self, settings: dict[str, Any], proposes: bool) -> Decoder[Any]:
         """Greedy, sampling or beams, by what the settings ask for over the model's own generation configuration.
 
         Args:
             proposes: beam search gives all of its captions, to choose from.
         """
-        config: Any = self.vlm.generation_config
-        samples = bool(settings.get("temperature"))
-        beams = settings.pop("num_beams", 1 if samples else config.num_beams or 1)
-        known: dict[str, Any] = {
+        config = self.vlm.generation_config
+        asked: dict[str, Any] = {
             "max_new_tokens": config.max_new_tokens or 30,
-            "suppress_tokens": tuple(config.suppress_tokens or ()),
-            "tokenizer": self.tokenizer,
+            "num_return_sequences": 1,
         } | settings
-        room, longest = self.vlm.room_for_caption, known["max_new_tokens"]
+        if settings.get("temperature"):
+            asked.setdefault("num_beams", 1)
+        kind, values = from_generation_config(config, **asked)
+        if kind is BeamSettings:
+            values.pop("temperature", None)  # 0: nothing is drawn
+            if proposes and "num_return_sequences" not in settings:
+                values["num_return_sequences"] = values["num_beams"]
+            name = "beam"
+        else:
+            name = "sample" if values.get("temperature") else "greedy"
+        decoder = get_decoder(name, tokenizer=self.tokenizer, **values)
+        room, longest = self.vlm.room_for_caption, decoder.settings.max_new_tokens
         if room is not None and longest > room:
             raise ValueError(f"The model has positions for captions of {room} tokens, and {longest} are asked for.")
-        if samples and beams > 1:
-            raise ValueError("Sampling within beam search is not offered; leave out temperature or num_beams.")
-        if beams > 1:
-            return get_decoder(
-                "beam", num_beams=beams, **{"num_return_sequences": beams if proposes else 1} | known
-            )
-        return get_decoder("sample" if samples else "greedy", **known)
-
-
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not None; those that the choice of a decoder hangs on, in their types and ranges."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    counts = {name: value for name, value in given.items() if name in ("num_beams", "max_new_tokens")}
-    return given | make_settings(BeamSettings, counts).model_dump(exclude_unset=True)
+        return decoder
 
 
 def load_captioner(

@@ -11,11 +11,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from limner.decoding.rules import NOTHING, Rules
+from limner.decoding.rules import NOTHING, Rules, encode
 from limner.decoding.settings import DecodingSettings, from_generation_config, make_settings
 from limner.decoding.step_model import Prefix, StepModel
 
 S = TypeVar("S", bound=DecodingSettings)
+
+NOTHING_LEFT = "No token is left to say: all are banned, or the model's logits are not numbers; lift a ban."
 
 Cancel = Callable[[], bool]
 """Asked before every step; True ends all texts where they are. ``threading.Event().is_set`` is one."""
@@ -45,12 +47,13 @@ class Decoded:
 
     @property
     def mean_logprobs(self) -> Tensor:
-        """(B,) confidence: the mean log-probability of a row's tokens, the end-of-text token included."""
-        return self.token_logprobs.sum(1) / self.lengths.clamp_min(1)
+        """(B,) confidence: the mean log-probability of a row's tokens, the end-of-text token included; NaN where it
+        has none (cancelled before the first)."""
+        return self.token_logprobs.sum(1) / self.lengths
 
 
 def is_sure(mean_logprob: float, abstain_below: float | None) -> bool:
-    """Whether an answer of this confidence is to be given; else say `NOT_SURE`. None: always.
+    """Whether an answer of this confidence is to be given; else say `NOT_SURE`. None: always. NaN never is.
 
     Raises:
         ValueError: ``abstain_below`` is not a number.
@@ -80,8 +83,8 @@ class Job:
     def history(self, num_new: int) -> tuple[Tensor, int]:
         """(B, T0 + num_new) int64 for the tokens that rules look at, and T0: prompt ids that stand in it already.
 
-        As in transformers' generate, rules see the prompt where it was given as ids, and no prompt where it was
-        given as embeddings. Padding is never seen.
+        As in transformers' generate, rules see the prompt where its ids were given, and no prompt where only its
+        embeddings were. Padding is never seen.
         """
         known = self.prefix.ids if self.rules.reads_history else None
         T0 = 0 if known is None else known.shape[1]
@@ -107,20 +110,23 @@ class Decoder(ABC, Generic[S]):
 
     Raises:
         ValueError: a setting is unknown, out of range, or not this decoder's.
+        TypeError: the settings are neither of the two.
     """
 
     kind: type[S]
 
     def __init__(self, settings: Any = None, *, tokenizer: Any = None, **keywords: Any) -> None:
-        values: dict[str, Any] = {}
         if isinstance(settings, DecodingSettings):
-            values = settings.model_dump(exclude_unset=True)
+            values = settings.model_dump(exclude_unset=True) | keywords
         elif settings is not None:
-            _, values = from_generation_config(settings)
-        self.settings: S = make_settings(self.kind, {**values, **keywords})
+            _, values = from_generation_config(settings, self.kind, **keywords)
+        else:
+            values = keywords
+        self.settings: S = make_settings(self.kind, values)
         self.tokenizer = tokenizer
         if self.settings.stop_strings and tokenizer is None:
             raise ValueError("Stop strings need the tokenizer; pass tokenizer=.")
+        self._before = encode(tokenizer, "x") if self.settings.stop_strings else []
 
     def decode(
         self,
@@ -132,7 +138,8 @@ class Decoder(ABC, Generic[S]):
     ) -> tuple[Tensor, Tensor]:
         """The most wanted part of `decode_full`: tokens (B, N) int64 and scores (B,).
 
-        Tokens include the end-of-text token where one was generated; what follows it is padding.
+        Tokens include the end-of-text token where one was generated; what follows it is padding. With n
+        ``num_return_sequences`` the shapes are (B n, N) and (B n,).
         """
         decoded = self.decode_full(step_model, prefix_embeds, input_ids, prefix_mask, **options)
         return decoded.tokens, decoded.scores
@@ -151,12 +158,18 @@ class Decoder(ABC, Generic[S]):
 
         Args:
             prefix_embeds: (B, P, D), or
-            input_ids: (B, P) int64.
+            input_ids: (B, P) int64. Beside embeddings, they are what penalties and bans see of the prefix.
             prefix_mask: (B, P), 0 where a prefix is padded, on the left; None: nowhere.
             row_ids: B names (strings or ints) that stand for the rows in the seed of their draws. Without them a
                 row's own prefix does, so that equal rows draw equal tokens. Give them where prefixes are
-                embeddings, whose last bits may depend on the batch in which they were computed.
+                embeddings, whose last bits may depend on the batch in which they were computed. Of no effect where
+                nothing is drawn.
             cancel: asked before every step; once it says True, the texts end where they are.
+
+        Raises:
+            TypeError: ``step_model`` is none.
+            ValueError: prefix, mask and row_ids do not fit each other or the model; the model has too few positions
+                or lacks a banned token; every token is banned.
         """
         steps = self.stream(step_model, prefix_embeds, input_ids, prefix_mask, row_ids=row_ids, cancel=cancel)
         while True:
@@ -196,6 +209,8 @@ class Decoder(ABC, Generic[S]):
         cancel: Cancel | None,
         watch: Watch | None,
     ) -> Job:
+        if not isinstance(step_model, StepModel):
+            raise TypeError(f"A {type(step_model).__name__} is no step model; make one of it with step_model().")
         prefix = Prefix(prefix_embeds, input_ids, prefix_mask)
         if prefix.ids is not None:
             prefix.ids = prefix.ids.to(step_model.device)
@@ -228,8 +243,10 @@ class Decoder(ABC, Generic[S]):
         """Whether a stop string stands in each text (R, n): bool (R,)."""
         strings = self.settings.stop_strings
         # Every token but a special one says at least a byte: a stop string that the last token completed lies in
-        # the last tokens. A few more keep the tokenizer from treating its beginning as a text's beginning.
+        # the last tokens; with a few more, they begin no later than a character. A token before them keeps a
+        # tokenizer from dropping the space with which a text begins.
         window = max(len(string.encode()) for string in strings) + 4
-        texts = [self.tokenizer.decode(row) for row in new[:, -window:].tolist()]
+        skip = len(self.tokenizer.decode(self._before))
+        texts = [self.tokenizer.decode(self._before + row)[skip:] for row in new[:, -window:].tolist()]
         found = [any(string in text for string in strings) for text in texts]
         return torch.tensor(found, dtype=torch.bool, device=new.device)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from limner.decoding.decoder import Decoded, Decoder, Job
+from limner.decoding.decoder import NOTHING_LEFT, Decoded, Decoder, Job
 from limner.decoding.rules import filter_draw
 from limner.decoding.settings import GreedySettings
 from limner.device import widest_float
@@ -56,8 +57,10 @@ class GreedyDecoder(Decoder[GreedySettings]):
             if draws is None:
                 chosen = scores.argmax(1)  # (A,)
             else:
-                kept = filter_draw(scores, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-                chosen = _drawn(kept, draws[active, n])
+                scores = filter_draw(scores, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+                chosen = _drawn(scores, draws[active, n])
+            if not bool((scores.gather(1, chosen[:, None])[~ended] > float("-inf")).all()):
+                raise ValueError(NOTHING_LEFT)
             history[:, T0 + n] = chosen
             going, own = active[~ended], chosen[~ended]
             tokens[going, n] = own
@@ -73,7 +76,7 @@ class GreedyDecoder(Decoder[GreedySettings]):
                 active, history, ended = active[kept_rows], history[kept_rows], ended[kept_rows]
         longest = int(lengths.max())
         tokens, logprobs = tokens[:, :longest], logprobs[:, :longest]
-        return Decoded(tokens, logprobs.sum(1) / lengths.clamp_min(1), lengths, logprobs, endings)
+        return Decoded(tokens, logprobs.sum(1) / lengths, lengths, logprobs, endings)
 
     def _note_endings(
         self, job: Job, new: Tensor, active: Tensor, ended: Tensor, endings: list[str], last: bool
@@ -92,7 +95,8 @@ class GreedyDecoder(Decoder[GreedySettings]):
         rows = []
         for b in range(prefix.batch):
             if job.row_ids is not None:
-                name = repr(job.row_ids[b]).encode()
+                row_id: Any = job.row_ids[b]
+                name = repr(row_id.item() if hasattr(row_id, "item") else row_id).encode()  # np.int64(7) is 7
             else:
                 given = prefix.ids if prefix.embeds is None else prefix.embeds
                 assert given is not None

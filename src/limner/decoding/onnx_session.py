@@ -1,8 +1,9 @@
 """The step model of an ONNX Runtime session in the layout that transformers.js reads.
 
 Inputs: ``inputs_embeds`` (R, T, D) or ``input_ids`` (R, T), ``attention_mask`` (R, S) int64, optionally
-``position_ids`` (R, T), and ``past_key_values.{i}.{key,value}`` (R, heads, past, head width). Outputs: ``logits``
-(R, T, V) and ``present.{i}.{key,value}``. One graph serves prefill (a past of length 0) and steps.
+``position_ids`` (R, T) and ``num_logits_to_keep``, and ``past_key_values.{i}.{key,value}`` (R, heads, past, head
+width). Outputs: ``logits`` (R, T, V) and ``present.{i}.{key,value}``. One graph serves prefill (a past of length 0)
+and steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from limner.decoding.step_model import Prefix
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+OPTIONS = ("embed", "eos_token_id", "pad_token_id")
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_INPUTS = ("inputs_embeds", "input_ids", "attention_mask", "position_ids", "num_logits_to_keep")
 
 
 @dataclass
@@ -64,6 +67,8 @@ class OnnxStepModel:
                 "This ONNX session is no decoder in transformers.js's layout (inputs_embeds or input_ids, "
                 f"past_key_values.*; logits, present.*); its inputs are {', '.join(inputs)}."
             )
+        if unknown := [name for name in inputs if name not in (*self.past, *_INPUTS)]:
+            raise ValueError(f"This ONNX decoder has an input {unknown[0]!r}, for which there is nothing to feed.")
         if self.takes_embeds and embed is None:
             raise ValueError(
                 "This ONNX decoder takes embeddings; give embed=, the embed_tokens session or a function."
@@ -71,18 +76,22 @@ class OnnxStepModel:
         self.takes_mask = "attention_mask" in inputs
         self.embed: Callable[[Tensor], Tensor] | None = _embedder(embed)
         self.empty = [_empty_past(inputs[name]) for name in self.past]
-        self.float = _DTYPES[inputs[self.past[0]].type]
+        self.float = _float(inputs[self.past[0]])
+        self.embeds_float = _float(inputs["inputs_embeds"]) if self.takes_embeds else None
+        self.keeps: dict[str, np.ndarray] = {}  # of the logits, those of the last position
+        if "num_logits_to_keep" in inputs:
+            self.keeps["num_logits_to_keep"] = np.ones([1] * len(inputs["num_logits_to_keep"].shape), np.int64)
 
     def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, _State]:
         B, P = prefix.batch, prefix.length
         positions = prefix.positions("cpu").expand(B, P).numpy()
         mask = np.ones((B, P), np.int64) if prefix.mask is None else prefix.mask.cpu().numpy().astype(np.int64)
-        past = [np.zeros((B, *shape), self.float) for shape in self.empty]
+        past: list[np.ndarray] = [np.zeros((B, *shape), self.float) for shape in self.empty]
         state = _State(past, mask, positions[:, -1] + 1)
         return self._forward(prefix.embeds, prefix.ids, positions, state), state
 
     def _forward(self, embeds: Tensor | None, ids: Tensor | None, positions: np.ndarray, state: _State) -> Tensor:
-        feeds = dict(zip(self.past, state.past, strict=True))
+        feeds = dict(zip(self.past, state.past, strict=True)) | self.keeps
         if self.takes_mask:
             feeds["attention_mask"] = state.mask
         if self.takes_positions:
@@ -91,8 +100,8 @@ class OnnxStepModel:
             if embeds is None:
                 assert ids is not None and self.embed is not None
                 embeds = self.embed(ids)
-            feeds["inputs_embeds"] = embeds.detach().float().cpu().numpy()
-        elif ids is None:
+            feeds["inputs_embeds"] = embeds.detach().float().cpu().numpy().astype(self.embeds_float)
+        elif embeds is not None or ids is None:
             raise ValueError("This ONNX decoder takes token ids only; it cannot begin with prefix_embeds.")
         else:
             feeds["input_ids"] = ids.cpu().numpy()
@@ -118,6 +127,12 @@ def _embedder(embed: Any) -> Callable[[Tensor], Tensor] | None:
         return embed
     name = embed.get_inputs()[0].name
     return lambda ids: torch.from_numpy(embed.run(None, {name: ids.cpu().numpy()})[0])
+
+
+def _float(node: Any) -> type:
+    if node.type not in _DTYPES:
+        raise ValueError(f"The ONNX decoder's input {node.name} is a {node.type}; export it in float32 or float16.")
+    return _DTYPES[node.type]
 
 
 def _empty_past(node: Any) -> tuple[int, int, int]:

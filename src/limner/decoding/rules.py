@@ -27,11 +27,12 @@ class Rules:
         self.penalty = settings.repetition_penalty
         self.ngram = settings.no_repeat_ngram_size
         self.min_new_tokens = settings.min_new_tokens
-        self.eos = torch.tensor(list(eos), dtype=torch.int64, device=device)
+        self.eos = torch.tensor([i for i in eos if i >= 0], dtype=torch.int64, device=device)  # -1 ends no text
         banned = [word for word in _ids_of(settings.banned_words, tokenizer) if word not in {(i,) for i in eos}]
         never = [word[0] for word in banned if len(word) == 1] + list(settings.suppress_tokens)
         self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=device)
         self.banned = [torch.tensor(word, dtype=torch.int64, device=device) for word in banned if len(word) > 1]
+        self.largest = max((i for word in banned for i in word), default=0)
 
     @property
     def empty(self) -> bool:
@@ -54,13 +55,20 @@ class Rules:
         Args:
             history: (R, T) int64, every row's prompt ids (where it has them) and generated tokens; `NOTHING` pads.
             num_new: generated tokens in it.
+
+        Raises:
+            ValueError: a banned word has a token that the model does not have. (Of end-of-text and suppressed ones,
+                that makes no difference.)
         """
         if self.empty:
             return scores
+        V = scores.shape[1]
+        if self.largest >= V:
+            raise ValueError(f"Token {self.largest} is in a banned word, and the model has tokens up to {V - 1}.")
         scores = scores.clone()
         if self.penalty != 1 and history.shape[1]:
             self._penalize(scores, history)
-        if self.ngram and history.shape[1] + 1 >= self.ngram:
+        if self.ngram:
             self._ban_ngrams(scores, history)
         for word in self.banned:
             before, last = word[:-1], word[-1]
@@ -68,8 +76,8 @@ class Rules:
                 said = (history[:, -len(before) :] == before).all(1)  # (R,)
                 scores[:, last] = scores[:, last].masked_fill(said, float("-inf"))
         if num_new < self.min_new_tokens:
-            scores[:, self.eos] = float("-inf")
-        scores[:, self.never] = float("-inf")
+            scores[:, self.eos[self.eos < V]] = float("-inf")
+        scores[:, self.never[self.never < V]] = float("-inf")
         return scores
 
     def _penalize(self, scores: Tensor, history: Tensor) -> None:
@@ -97,14 +105,15 @@ def _ids_of(words: Sequence[str | tuple[int, ...]], tokenizer: Any) -> list[tupl
         if isinstance(word, str):
             if tokenizer is None:
                 raise ValueError(f"Banning the word {word!r} needs the tokenizer; pass tokenizer=.")
-            forms = {tuple(_encode(tokenizer, text)) for text in (word, " " + word)}
+            forms = {tuple(encode(tokenizer, text)) for text in (word, " " + word)}
             found += sorted(form for form in forms if form)
-        elif word:
-            found.append(tuple(word))
+        else:
+            found.append(word)
     return found
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, without those that a tokenizer may put around it."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=False))
     except TypeError:  # our own tokenizers add nothing by themselves and have no such argument

@@ -6,12 +6,14 @@ has, a configuration that uses it is refused, since ignoring it would change the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from limner.config.base import Config
+from limner.config.base import Config, Seed
+
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class DecodingSettings(Config):
@@ -25,14 +27,15 @@ class DecodingSettings(Config):
     """Above 1: makes tokens that the text already has less likely (Keskar et al., 2019, section 4.1)."""
     no_repeat_ngram_size: int = Field(default=0, ge=0)
     """Let no run of this many tokens occur twice; 0: no such ban."""
-    banned_words: tuple[str | tuple[int, ...], ...] = ()
+    banned_words: tuple[str | tuple[TokenId, ...], ...] = ()
     """Never say these: words (the decoder then needs a tokenizer) or sequences of token ids."""
-    suppress_tokens: tuple[int, ...] = ()
+    suppress_tokens: tuple[TokenId, ...] = ()
     """Token ids that are never said, such as the id of ``<image>``."""
     stop_strings: tuple[str, ...] = ()
-    """End the text as soon as one of these stands in it (the decoder then needs a tokenizer)."""
+    """End the text as soon as one of these stands in it (the decoder then needs a tokenizer). Unlike in generate,
+    one that begins in the prompt does not count."""
     eos_token_id: tuple[int, ...] | None = None
-    """Tokens that end a text; unset: the model's own. An empty list: none."""
+    """Tokens that end a text; unset: the model's own. An empty list, or -1: none."""
     pad_token_id: int | None = None
     """What stands after the end of a text; unset: the model's own, else its first end-of-text token."""
 
@@ -45,6 +48,11 @@ class DecodingSettings(Config):
             for name in ("eos_token_id", "banned_words", "suppress_tokens", "stop_strings"):
                 if isinstance(values.get(name), (int, str)):
                     values[name] = (values[name],)
+            words = values.get("banned_words", ())
+            if isinstance(words, Sequence) and any(isinstance(word, int) for word in words):
+                raise ValueError(
+                    "banned_words takes words or sequences of ids, such as [[5, 6]]; single ids are suppress_tokens"
+                )
         return values
 
     @model_validator(mode="after")
@@ -54,6 +62,10 @@ class DecodingSettings(Config):
                 f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}); "
                 "lower the one or raise the other"
             )
+        if not all(self.stop_strings):
+            raise ValueError("a stop string is empty, and every text begins with that; leave it out")
+        if not all(self.banned_words):
+            raise ValueError("a banned word is empty, and every text holds that; leave it out")
         return self
 
 
@@ -68,8 +80,9 @@ class GreedySettings(DecodingSettings):
     """Draw among the fewest likeliest tokens whose probabilities reach this sum (Holtzman et al., 2020)."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     """Draw among tokens at least this probable relative to the likeliest (Nguyen et al., 2024)."""
-    seed: int = 42
-    """Seeds the draws. The same text before it and the same seed draw the same tokens, in any batch."""
+    seed: Seed = 42
+    """Seeds the draws, where there are any. The same text before it and the same seed draw the same tokens, in any
+    batch."""
     num_return_sequences: int = Field(default=1, ge=1)
     """How many texts to draw for each prefix, which is read once for all of them."""
 
@@ -151,35 +164,61 @@ _NO_MATTER = (
 """Settings of `GenerationConfig` that are read below, or that do not change which tokens come out here."""
 
 
-def from_generation_config(config: Any) -> tuple[type[DecodingSettings], dict[str, Any]]:
+def from_generation_config(
+    config: Any, kind: type[DecodingSettings] | None = None, **keywords: Any
+) -> tuple[type[DecodingSettings], dict[str, Any]]:
     """What a transformers `GenerationConfig` asks for: which settings, and their values.
 
-    Its ``max_length`` counts the prompt, which is not known here: use ``max_new_tokens``.
+    What it leaves open is as in generate: 20 tokens and, where they are drawn, among the 50 likeliest. Its
+    ``max_length`` and ``min_length`` count the prompt, which is not known here: use ``max_new_tokens`` and
+    ``min_new_tokens``.
+
+    Args:
+        kind: whose settings are wanted; None: those of beams where it asks for several.
+        keywords: single settings that stand over its own. Among them, ``num_beams`` above 1 also stands over its
+            ``do_sample``, and ``temperature`` decides whether tokens are drawn.
 
     Raises:
-        ValueError: it uses something that no decoder here has.
+        TypeError: it is no `GenerationConfig`.
+        ValueError: it uses something that no decoder here has, or not one of this kind.
     """
-    neutral = config._get_default_generation_params() | {"max_length": None, "min_length": None}
+    from transformers import GenerationConfig
+
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(
+            f"The settings are a {type(config).__name__}; give GreedySettings, BeamSettings, a GenerationConfig or "
+            "keywords."
+        )
+    neutral = config._get_default_generation_params() | {"max_length": None, "num_beams": None}
     given = {
         name: value
         for name, value in config.to_dict().items()
-        if value is not None and not name.startswith("_") and value != neutral.get(name)
+        if value is not None and not name.startswith("_") and value != neutral.get(name) and name not in keywords
     }
-    samples, beams = bool(given.get("do_sample")), given.get("num_beams", 1) > 1
-    if samples and beams:
-        raise ValueError("Sampling within beam search is not offered; set do_sample=False or num_beams=1.")
-    if "max_length" in given and "max_new_tokens" not in given:
-        raise ValueError("max_length counts the prompt, which is not known yet; give max_new_tokens instead.")
+    num_beams = keywords.get("num_beams", given.get("num_beams", 1))
+    if "temperature" in keywords:
+        samples = bool(keywords["temperature"])
+    else:
+        samples = bool(given.get("do_sample")) and keywords.get("num_beams", 1) == 1
+    if samples and (num_beams != 1 or kind is BeamSettings):
+        raise ValueError(
+            "Sampling within beam search is not offered; set num_beams=1 and draw, or do_sample=False and search."
+        )
+    kind = kind or (GreedySettings if num_beams == 1 else BeamSettings)
+    if kind is GreedySettings:
+        if num_beams != 1:
+            raise ValueError(f"num_beams is {num_beams}; take the beam search decoder, or give num_beams=1.")
+        keywords.pop("num_beams", None)
+    for length, tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if length in given and tokens not in given | keywords:
+            raise ValueError(f"{length} counts the prompt, which is not known yet; give {tokens} instead.")
     known = (*_SAME_NAME, *_SAMPLING, *_BEAM, *_NO_MATTER)
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"The generation configuration uses {unknown[0]!r}, which no decoder here has.")
-    names = _SAME_NAME + (_BEAM if beams else _SAMPLING if samples else ())
-    values = {name: given[name] for name in names if name in given}
+    names = _SAME_NAME + (_BEAM if kind is BeamSettings else _SAMPLING if samples else ())
+    values: dict[str, Any] = {"max_new_tokens": 20} | ({"temperature": 1.0, "top_k": 50} if samples else {})
+    values |= {name: given[name] for name in names if name in given}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    values.setdefault("max_new_tokens", 20)  # what generate takes by default
     if "bad_words_ids" in given:
         values["banned_words"] = tuple(tuple(word) for word in given["bad_words_ids"])
-    if samples:
-        # generate's own defaults when it draws: temperature 1, the 50 likeliest tokens
-        values = {"temperature": 1.0, "top_k": 50} | values
-    return (BeamSettings if beams else GreedySettings), values
+    return kind, values | keywords

@@ -7,6 +7,7 @@ Letters in the shape comments:
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,13 +17,14 @@ from torch import Tensor
 
 @dataclass
 class Prefix:
-    """What stands before the texts: embeddings (image tokens, projected) or token ids, one row a prefix.
+    """What stands before the texts: embeddings (image tokens, projected) or token ids, one row a prefix. Where both
+    are given, the embeddings are read, and the ids are what penalties and bans see of the prefix.
 
     ``mask`` (B, P) bool is False where a row is padded. Padding stands on the left, so that the last position of
     every row is real: it is the one that predicts the first token. Positions are counted from the first real one.
 
     Raises:
-        ValueError: both or neither of embeddings and ids are given, or shapes or mask do not fit.
+        ValueError: neither embeddings nor ids are given, or shapes or mask do not fit.
     """
 
     embeds: Tensor | None = None  # (B, P, D)
@@ -30,14 +32,20 @@ class Prefix:
     mask: Tensor | None = None  # (B, P) bool
 
     def __post_init__(self) -> None:
-        if (self.embeds is None) == (self.ids is None):
-            raise ValueError("Give either prefix_embeds or input_ids, and not both.")
+        if self.embeds is None and self.ids is None:
+            raise ValueError("Give prefix_embeds or input_ids.")
         shape = self._shape
         if len(shape) != 2 or min(shape) < 1 or (self.embeds is not None and self.embeds.dim() != 3):
             raise ValueError(
                 "A prefix is prefix_embeds (B, P, D) or input_ids (B, P), neither of them empty; "
                 f"the shape given is {tuple(self._given.shape)}."
             )
+        if self.ids is not None:
+            if self.ids.is_floating_point() or tuple(self.ids.shape) != shape:
+                raise ValueError(
+                    f"input_ids must be whole numbers {shape}, not {self.ids.dtype} {tuple(self.ids.shape)}."
+                )
+            self.ids = self.ids.long()
         if self.mask is not None:
             if tuple(self.mask.shape) != shape:
                 raise ValueError(f"prefix_mask is {tuple(self.mask.shape)}, but the prefix is {shape}.")
@@ -64,6 +72,13 @@ class Prefix:
     @property
     def length(self) -> int:
         return self._shape[1]
+
+    def require_width(self, width: int) -> None:
+        """Raises ValueError where embeddings are given that are not this wide."""
+        if self.embeds is not None and self.embeds.shape[2] != width:
+            raise ValueError(
+                f"prefix_embeds are {self.embeds.shape[2]} wide, and the model's embeddings {width}; project them."
+            )
 
     def positions(self, device: torch.device | str) -> Tensor:
         """(B, P) int64, or (1, P) where no row is padded; a padded position has 0, which nothing looks at."""
@@ -110,27 +125,31 @@ def step_model(
 ) -> StepModel:
     """The step model of a transformers causal LM (also inside peft), a `GPTModel` or an ONNX Runtime session.
 
-    Families that `CachedStepModel` knows are computed by it, from the weights as they are now; others by their own
-    forward.
+    Families that `CachedStepModel` knows are computed by it, from the weights as they are now: after a training
+    step, make another. Others are computed by their own forward, and put in evaluation mode for that.
 
     Args:
         lm: the model; a `StepModel` is returned as it is.
-        dtype: compute in this precision; None: the model's own.
+        dtype: compute in this precision, of floating point; None: the model's own.
         quantize: "int8": matrices rounded to 8 bits.
         release: a model whose matrices are packed gives them up, so that they are held once: but for its embedding
-            it is then of use to the step model only.
+            it is then of use to the step model only. Where nothing is packed, nothing is given up.
         options: ``embed``, ``eos_token_id`` and ``pad_token_id`` of an ONNX session (`OnnxStepModel`).
 
     Raises:
         ValueError: the backend has no such option, or cannot do this precision.
-        TypeError: nothing here can decode such a thing.
+        TypeError: nothing here can decode such a thing: it has no head over the vocabulary, it is an encoder with a
+            decoder, or its forward takes no ``past_key_values`` (Mamba, RWKV).
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {dtype!r}; give one of floating point, such as torch.bfloat16.")
     if quantize not in (None, "int8"):
         raise ValueError(f"There is no quantization {quantize!r}; there is int8.")
     if type(lm).__module__.partition(".")[0] == "onnxruntime":
         _refuse(lm, dtype=dtype, quantize=quantize)
-        from limner.decoding.onnx_session import OnnxStepModel
+        from limner.decoding.onnx_session import OPTIONS, OnnxStepModel
 
+        _refuse(lm, **{name: value for name, value in options.items() if name not in OPTIONS})
         return OnnxStepModel(lm, **options)
     _refuse(lm, **options)
     if isinstance(lm, StepModel):
@@ -143,6 +162,13 @@ def step_model(
         raise TypeError(
             f"A {type(lm).__name__} cannot be decoded; a transformers causal LM, a GPTModel, an ONNX Runtime "
             "session or a StepModel can."
+        )
+    if getattr(lm.config, "is_encoder_decoder", False) or (
+        hasattr(lm, "get_output_embeddings") and lm.get_output_embeddings() is None
+    ):
+        raise TypeError(
+            f"A {type(lm).__name__} cannot be decoded: it is no decoder with a head over the vocabulary; load it "
+            "with AutoModelForCausalLM."
         )
     try:
         return CachedStepModel(lm, dtype, quantize, release)
@@ -181,15 +207,25 @@ class _CacheState:
 
 
 class TransformersStepModel:
-    """Any causal LM of transformers, through its own forward and its own cache."""
+    """Any causal LM of transformers that takes ``past_key_values``, through its own forward and its own cache.
+
+    Raises:
+        TypeError: its forward takes none; it would read each token as if it were the first.
+    """
 
     def __init__(self, lm: Any) -> None:
+        own = lm.get_base_model() if hasattr(lm, "peft_config") else lm
+        if "past_key_values" not in inspect.signature(own.forward).parameters:
+            raise TypeError(
+                f"A {type(own).__name__} cannot be decoded step by step here: its forward takes no past_key_values."
+            )
         self.lm = lm.eval()
         self.device = lm.get_input_embeddings().weight.device
         self.eos_token_ids, self.pad_token_id = special_tokens(getattr(lm, "generation_config", None), lm.config)
 
     @torch.inference_mode()
     def prefill(self, prefix: Prefix, max_new_tokens: int, num_beams: int = 1) -> tuple[Tensor, _CacheState]:
+        prefix.require_width(self.lm.get_input_embeddings().weight.shape[1])
         positions = prefix.positions(self.device)
         mask = None if prefix.mask is None else prefix.mask.long().to(self.device)
         if prefix.embeds is None:
@@ -226,7 +262,7 @@ class TransformersStepModel:
 
     @torch.inference_mode()
     def reorder(self, rows: Tensor, state: _CacheState) -> None:
-        state.cache.batch_select_indices(rows)
+        state.cache.reorder_cache(rows)  # takes any number of rows; not all layers have batch_select_indices
         state.position = state.position[rows]
         if state.mask is not None:
             state.mask = state.mask[rows]

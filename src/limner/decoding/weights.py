@@ -83,6 +83,7 @@ def read_weights(lm: Any) -> Weights:
 
     Raises:
         UnknownModel: it is of another family, or uses a variant of one that is not computed here.
+        ValueError: it has given up its weights.
     """
     from limner.models.gpt import GPTModel
 
@@ -132,6 +133,8 @@ def _matrix(*modules: Any) -> Matrix:
 def _effective(module: Any, base: Any) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of a linear layer; the active LoRA adapters are added to a copy."""
     weight = base.weight.detach()
+    if weight.is_meta:
+        raise ValueError("The model has given up its weights (release=True); load it again for another step model.")
     if base is not module:
         _require(hasattr(module, "get_delta_weight"), "an adapter that is not LoRA")
         _require(not getattr(module, "lora_magnitude_vector", None), "DoRA")
