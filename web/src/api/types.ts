@@ -246,6 +246,8 @@ export interface Health {
 export interface CaptionBeam {
   text: string;
   score: Num;
+  /** "eos", or "length": cut. */
+  ending: string;
   tokens: Token[];
 }
 

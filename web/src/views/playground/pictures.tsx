@@ -245,6 +245,7 @@ function Beams({ beams }: { beams: CaptionBeam[] }) {
               </span>
             ))}
             {!beam.tokens.length && beam.text}
+            {beam.ending === "length" && <small title="It did not end by itself: allow more tokens.">… cut</small>}
           </p>
           <div className="score num" title="log-probability, as the beam search ranks it">
             <span className="bar">
