@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 SIDES = {
-    "limner": "Limner, as --precision auto decides",
+    "limner": "Limner, as --precision (auto) decides",
     "plain": "transformers GPT2LMHeadModel, plain loop, fp32",
     "minimal": "minimal GPT, all written out, plain loop, fp32",
     "modules": "minimal GPT, torch's own modules, plain loop, fp32",
@@ -79,7 +79,7 @@ def chosen() -> Any:
 
 def limner_steps(options: argparse.Namespace) -> Iterator[float]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = limner_trainer(options, folder)
+        trainer = limner_trainer(options, folder, precision=options.precision)
         events = trainer.run.path / "events.jsonl"
         while True:
             trainer._step()
@@ -399,6 +399,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--text", default="shakespeare", help="a corpus of limner pretrain, or a file")
     parser.add_argument("--tokenizer", default="gpt2")
+    parser.add_argument("--precision", default="auto", help="Limner's; bf16 tells its memory also where it is slow")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--curve", type=int, default=0, metavar="STEPS")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)

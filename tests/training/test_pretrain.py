@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -394,7 +395,10 @@ def test_a_stopped_run_can_be_given_another_length(tmp_path, monkeypatch, capsys
         pretrain(tmp_path, steps=5, warmup_steps=0, schedule="linear", lr_floor=0.0)
     resume = ["pretrain", "--resume", "run", "--runs-dir", str(tmp_path)]
     assert main([*resume, "--steps", "2"]) == 1
-    assert "is at step 3 already, and 2 are asked for" in capsys.readouterr().err
+    assert "and 2 are asked for; give it more, or 3 to end it there" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "run", tmp_path / "ended")
+    assert main(["pretrain", "--resume", "ended", "--runs-dir", str(tmp_path), "--steps", "3"]) == 0
+    assert Run(tmp_path / "ended").state().step == 3 and (tmp_path / "ended" / "model").is_dir()
     assert main([*resume, "--steps", "5", "--sample-prompt", "Ada"]) == 0
     rates = {event["step"]: event["learning_rate"] for event in events(stopped, "metrics")}
     assert rates == {step: pytest.approx(3e-3 * (1 - (step - 1) / (39 if step < 4 else 4))) for step in range(1, 6)}

@@ -528,7 +528,7 @@ class Trainer:
         if self.progress.step > self.total_steps:
             raise ValueError(
                 f"Run '{self.run.name}' is at step {self.progress.step} already, and {self.total_steps} are asked "
-                "for; give it more."
+                f"for; give it more, or {self.progress.step} to end it there."
             )
         self.task.load_state(state["task"])
         self.saved_step = self.journal.step = self.progress.step
