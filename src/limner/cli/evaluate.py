@@ -272,13 +272,7 @@ def _records(config: EvaluateConfig) -> tuple[list[Record], DocumentFrequency | 
     from limner.data.catalogue.rows import Options
     from limner.evaluation import DocumentFrequency
 
-    options = Options(
-        cache_dir=config.cache_dir,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        skip_bad_images=config.skip_bad_images,
-        say=lambda text: NOTES.print(text, markup=False, soft_wrap=True),
-    )
+    options = Options.of(config, lambda text: NOTES.print(text, markup=False, soft_wrap=True))
     records = list(load_dataset_by_name(config.dataset, options, seed=config.seed)[config.split])
     if not records:
         raise ValueError(f"{' '.join(config.dataset)} has no pictures in its {config.split} split; try --split.")

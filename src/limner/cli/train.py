@@ -82,13 +82,7 @@ def load_records(config: TrainConfig, progress: Progress, say: Callable[[str], N
     from limner.data.catalogue import describe, load_dataset_by_name
     from limner.data.catalogue.rows import Options
 
-    options = Options(
-        cache_dir=config.cache_dir,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        skip_bad_images=config.skip_bad_images,
-        say=say,
-    )
+    options = Options.of(config, say)
     splits = load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)
     say(f"Data: {describe(splits)}.")
     return splits

@@ -68,13 +68,7 @@ def _task(run: Run) -> Task:
         from limner.training.caption_task import CaptionTask
 
         config = TrainConfig(**{**settings, "cache_features": "off", "cache_int8": False})
-        options = Options(
-            cache_dir=config.cache_dir,
-            image_column=config.image_column,
-            caption_column=config.caption_column,
-            skip_bad_images=config.skip_bad_images,
-            say=_silent,
-        )
+        options = Options.of(config, _silent)
 
         def records(progress: Any) -> Any:
             return load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)

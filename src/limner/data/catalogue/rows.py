@@ -50,6 +50,12 @@ class Options:
     say: Callable[[str], None] = field(default=lambda text: None)
     """Told what was left out, and other things that a person should know."""
 
+    @classmethod
+    def of(cls, settings: Any, say: Callable[[str], None]) -> Options:
+        """As the settings of a verb have them that reads data sets."""
+        names = ("cache_dir", "image_column", "caption_column", "skip_bad_images")
+        return cls(**{name: getattr(settings, name) for name in names}, say=say)
+
 
 DEFAULTS = Options()
 
