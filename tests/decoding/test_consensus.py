@@ -130,6 +130,7 @@ def test_a_captioner_asks_it(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="set consensus=False for num_return_sequences"):
         captioner.describe(pictures, num_return_sequences=2)
+    assert captioner.caption_batch(pictures, num_return_sequences=1) == captioner.caption_batch(pictures)
     asked = iter([False] * 3 + [True] * 5)
     cut = captioner.describe(pictures, cancel=lambda: next(asked))  # the likeliest so far
     assert len(cut) == 6 and cut[0].ending == "cancelled" and len(cut[0].tokens) == 3

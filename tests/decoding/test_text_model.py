@@ -138,6 +138,8 @@ def test_endings(talker: tuple[Any, Path, Tokenizer]) -> None:
     assert (full.ending, full.num_tokens) == ("context", 96 + 1 - full.prompt_tokens)
     with pytest.raises(ValueError, match="context holds 96; give a shorter prompt"):
         model.continued("s" * 100)  # at once, not at the first token
+    with pytest.raises(ValueError, match="no setting 'topk'"):
+        model.continued("Once", temperature=0, topk=3)
     with pytest.raises(ValueError, match="no token 999"):
         model.continued("a", forced=[999])
 

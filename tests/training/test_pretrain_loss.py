@@ -53,6 +53,21 @@ def test_a_frozen_head_gets_no_gradient_and_changes_none():
     assert weight.grad is None
 
 
+def test_tokens_that_cannot_come_may_fill_a_block(monkeypatch):
+    monkeypatch.setattr(chunked_loss, "COLUMNS", 8)
+    hidden, weight, targets = example(12)
+    hidden[:, 0], weight[:8, 0], targets[:] = 1.0, -torch.inf, 50
+    weight[8:, 0] = 0.0
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    assert_close(summed_cross_entropy(hidden, weight, targets), expected)
+
+
+def test_no_rows_have_no_loss_and_no_gradient():
+    hidden, weight, targets = example()
+    for found in gradients(summed_cross_entropy, hidden[:0], weight, targets[:0]):
+        assert not found.count_nonzero()
+
+
 @pytest.mark.parametrize("columns", [7, 4096])
 def test_batched_shapes_and_large_logits(columns, monkeypatch):
     monkeypatch.setattr(chunked_loss, "COLUMNS", columns)

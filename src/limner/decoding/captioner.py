@@ -119,7 +119,7 @@ class Captioner:
             consensus: where the model remembers what people said of its training pictures, say of the beams'
                 captions and of four drawn ones a beam the one that would earn the most agreement.
             cancel: asked before every step. Once it says True, the captions of the batch at work end where they
-                are, and later batches are left out.
+                are (of a beam search the best that had ended, if one had), and later batches are left out.
             settings: of the decoder; those that are None or not given come from the model's generation
                 configuration (three beams, 30 tokens). ``num_beams=1`` is greedy; a ``temperature`` above 0 draws,
                 as in generate among the 50 likeliest tokens unless ``top_k`` says otherwise. What is drawn of a
@@ -139,7 +139,7 @@ class Captioner:
         decoder = self._decoder(settings, proposes=chooser is not None)
         if not isinstance(decoder.settings, BeamSettings):
             chooser = None
-        elif chooser is not None and settings.get("num_return_sequences") is not None:
+        elif chooser is not None and settings.get("num_return_sequences", 1) != 1:
             raise ValueError(
                 "The consensus chooses one caption a picture; set consensus=False for num_return_sequences."
             )
@@ -239,7 +239,7 @@ class Captioner:
         kind, values = from_generation_config(config, **asked)
         if kind is BeamSettings:
             values.pop("temperature", None)  # 0: nothing is drawn
-            if proposes and "num_return_sequences" not in settings:
+            if proposes:
                 values["num_return_sequences"] = values["num_beams"]
             name = "beam"
         else:

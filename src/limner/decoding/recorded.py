@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -21,10 +22,18 @@ WARM_UP = 2
 """Steps of the same shapes before they are recorded: that costs about a step, and rows that end change shapes."""
 
 
+_ONE_AT_A_TIME = Lock()
+
+
 def cuda_graph(work: Work) -> tuple[Callable[[], None], Tensor]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = work()
+    """Records by CUDA, which records one graph at a time in a process."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    with _ONE_AT_A_TIME:
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+                result = work()
+        finally:
+            torch.cuda.set_stream(stream)  # after an error torch would stay on the other one
     return graph.replay, result
 
 

@@ -97,15 +97,17 @@ class TextModel:
         Args:
             forced: ids that the continuation begins with; they are not yielded.
             max_tokens: tokens to generate at most.
-            stop: end as soon as one of these has been said.
+            stop: end as soon as one of these has been said, all of it behind what is forced.
             temperature: 0: the likeliest token each time.
             alternatives: how many likely ids are told in each token's place.
             cancel: asked before every token; once it says True, the text ends where it is.
-            drawing: ``top_k``, ``top_p``, ``min_p`` and ``seed``, used at temperatures above 0.
+            drawing: ``top_k``, ``top_p``, ``min_p`` and ``seed``, of effect at temperatures above 0.
 
         Raises:
             ValueError: nothing to begin with, no room in the context, an unknown id, or a wrong setting.
         """
+        if wrong := drawing.keys() - {"top_k", "top_p", "min_p", "seed"}:
+            raise ValueError(f"There is no setting {min(wrong)!r}; draws have top_k, top_p, min_p and seed.")
         plain = self.tokenizer.encode_prompt(prompt)
         unknown = [id for id in forced if not 0 <= id < self.tokenizer.vocab_size]
         if unknown:

@@ -20,7 +20,6 @@ Letters in the shape comments: R rows of a chunk, N rows of all, D width, V voca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -55,7 +54,8 @@ def summed_cross_entropy(
         rows = hidden.flatten(0, -2).to(dtype)  # (N, D)
         if chunk_rows is None:
             most = max(1, CHUNK_BYTES // (len(weight) * dtype.itemsize))
-            chunk_rows = -(-len(rows) // -(-len(rows) // most))  # as many chunks as needed, all about equal
+            chunks = max(1, -(-len(rows) // most))
+            chunk_rows = max(1, -(-len(rows) // chunks))  # as many chunks as needed, all about equal
         return _ChunkedCrossEntropy.apply(rows, weight, targets.flatten(), chunk_rows, exponentials)
 
 
@@ -73,6 +73,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learning = any(ctx.needs_input_grad)
         hidden_gradient = torch.empty_like(hidden) if learning else None
         weight_gradient = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        if weight_gradient is not None and not len(hidden):
+            weight_gradient.zero_()
         total = hidden.new_zeros((), dtype=torch.float32)
         # Rows that begin at multiples of 64 numbers, not at powers of two: products are a third faster so.
         shape = min(chunk_rows, len(hidden)), -(-len(blocks[0]) // 64) * 64 + 64
@@ -85,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             R = len(chunk)
             of_target = matrix[targets[rows]].float()  # (R, D)
             gradient = torch.zeros_like(chunk, dtype=torch.float32) if learning else None  # e W
-            z, largest = torch.zeros_like(counts), torch.full_like(counts, -math.inf)
+            z, largest = torch.zeros_like(counts), torch.full_like(counts, torch.finfo().min)
             maxima = []
             for number, block in enumerate(blocks):
                 C = len(block)
