@@ -587,3 +587,29 @@ def test_a_run_is_resumed_where_its_corpus_lies(tmp_path, monkeypatch, capsys):
     assert main(["pretrain", "--resume", str(run)]) == 1
     told = capsys.readouterr().err
     assert f"begun in {tmp_path / 'begun'}, where its corpus 'words.txt' lies" in told
+
+
+def test_the_name_of_another_run_is_looked_for_where_the_run_was_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = pretrain(Path("runs"), "first", steps=2, eval_freq=0)
+    settings = first.run.config["config"] | {"name": "second", "tokenizer": "first"}
+    second = create_run("runs", "second", "pretrain", settings)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert main(["pretrain", "--resume", f"../{second.path}"]) == 1
+    assert f"begun in {tmp_path}, where its tokenizer 'first' lies" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "--resume", "second"]) == 0
+
+
+def test_a_run_that_an_earlier_version_was_to_save_whole_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verdicts = iter(["go"] * 2 + ["stop"])
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.steering.Steering.at_boundary", lambda self: next(verdicts))
+        run = pretrain(tmp_path, steps=6, save=True).run
+    body = json.loads((run.path / "config.json").read_text())
+    body["config"]["save_total_limit"] = 10**9
+    (run.path / "config.json").write_text(json.dumps(body | {"folder": "/elsewhere"}))
+    assert main(["pretrain", "--resume", "run", "--runs-dir", str(tmp_path), "--steps", "3"]) == 0
+    assert Run(run.path).config["folder"] == "/elsewhere"  # where it was begun, whoever gives it another length

@@ -217,9 +217,9 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
     return Run(path)
 
 
-def write_config(path: Path, verb: str, config: dict[str, Any]) -> None:
-    """Writes a run's ``config.json``, whole or not at all."""
-    body = {"verb": verb, "config": config, "folder": str(Path.cwd()), "versions": _versions()}
+def write_config(path: Path, verb: str, config: dict[str, Any], folder: Path | None = None) -> None:
+    """Writes a run's ``config.json``, whole or not at all. ``folder``: where it was begun; None: here."""
+    body = {"verb": verb, "config": config, "folder": str(folder or Path.cwd()), "versions": _versions()}
     aside = path / ".config.json.tmp"
     aside.write_text(json.dumps(body, indent=2, default=str))
     os.replace(aside, path / "config.json")

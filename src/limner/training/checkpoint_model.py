@@ -56,7 +56,7 @@ def _task(run: Run) -> Task:
     """The task of a run, its data read as cheaply as can be."""
     verb = run.config["verb"]
     settings = saved_settings(str(run.path), run.path.parent, verb)
-    settings["cache_dir"] = run.folder / settings["cache_dir"]
+    settings |= {name: run.folder / settings[name] for name in ("cache_dir", "runs_dir")}
     if verb == "pretrain":
         from limner.training.pretrain_task import PretrainTask
 

@@ -37,6 +37,9 @@ FREE_FIELDS = frozenset(
 )
 """Settings that may differ between the attempts of a run: none of them changes what is computed."""
 
+_MODEL_FIELDS = frozenset({"tokenizer", "init_from", "decoder_model", "base_model"})
+"""Settings that may be another run's name."""
+
 LENGTH_FIELDS = {
     "pretrain": frozenset({"epochs", "steps"}),
     "train": frozenset({"num_train_epochs", "max_steps"}),
@@ -60,7 +63,7 @@ class OpenRun:
         """Writes the new length among the run's settings; tells in a sentence what was changed."""
         before = self.run.config
         changes = _changes(before["config"], before["config"] | self.new_length)
-        write_config(self.run.path, before["verb"], before["config"] | self.new_length)
+        write_config(self.run.path, before["verb"], before["config"] | self.new_length, self.run.folder)
         return f"Another length ({'; '.join(changes)}): from here on the learning rate follows the new one."
 
     def close(self) -> None:
@@ -100,7 +103,7 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         write_config(existing.path, verb, settings)
         return opened
     defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
-    before = defaults | existing.config["config"]  # a version that lacked a setting did what is now its default
+    before = defaults | _settings(existing)  # a version that lacked a setting did what is now its default
     length = LENGTH_FIELDS.get(verb, frozenset()) if config.resume is not None else frozenset()
     _refuse_changes(existing, verb, before, settings, length)
     opened = _opened(config, existing, True)
@@ -141,17 +144,34 @@ def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[s
     if run.config["verb"] != verb:
         began = run.config["verb"]
         raise ValueError(f"Run '{run.name}' was begun by `limner {began}`; continue it with that verb.")
-    settings = run.config["config"]
+    settings = _settings(run)
+    if run.folder.resolve() != Path.cwd():
+        _refuse_elsewhere(run, settings)
+    # A run that was begun beside another of its name is now to be continued, not begun once more.
+    return {name: value for name, value in settings.items() if name != "force_new"}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The settings of a run as this version writes them."""
+    settings = dict(run.config["config"])
+    if settings.get("save_total_limit") == 10**9:  # how --save was once written down
+        del settings["save_total_limit"]
+    return settings
+
+
+def _refuse_elsewhere(run: Run, settings: dict[str, Any]) -> None:
+    """Raises ValueError where a relative path, or another run's name, was good only where the run was begun."""
     for name in settings.keys() - FREE_FIELDS:
         value = settings[name]
+        roots = [Path(), Path(settings.get("runs_dir", "runs"))] if name in _MODEL_FIELDS else [Path()]
         for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, str) and not Path(word).exists() and (run.folder / word).exists():
+            if not isinstance(word, str) or any((root / word).exists() for root in roots):
+                continue
+            if any((run.folder / root / word).exists() for root in roots):
                 raise ValueError(
                     f"Run '{run.name}' was begun in {run.folder}, where its {name.replace('_', ' ')} {word!r} "
                     "lies; resume it from there."
                 )
-    # A run that was begun beside another of its name is now to be continued, not begun once more.
-    return {name: value for name, value in settings.items() if name != "force_new"}
 
 
 def recorded_machine(config: RunConfig) -> tuple[str, int | None]:

@@ -563,9 +563,10 @@ class Trainer:
         if self.accelerator.is_main_process and not self.task.numbered_examples:
             names = [self.task.example_id(index) for index in range(self.task.num_examples)]
             (self.run.path / "examples.json").write_text(json.dumps(names))
+        at_once = min(self.order.examples_per_step, self.task.num_examples)
         self.journal.say(
             f"Run '{self.run.name}': {total:,} parameters, {trained:,} trained ({trained / total:.1%}); "
-            f"{self.task.num_examples:,} examples, {self.order.examples_per_step} a step, "
+            f"{self.task.num_examples:,} examples, {at_once} a step, "
             f"{self.order.steps_per_epoch:,} steps an epoch, {self.total_steps:,} in all, "
             f"{self.warmup_steps} of warm-up; evaluated "
             + (f"every {self.eval_every}." if self.eval_every else "at the end.")
