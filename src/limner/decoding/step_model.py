@@ -214,7 +214,7 @@ class TransformersStepModel:
     """
 
     def __init__(self, lm: Any) -> None:
-        own = lm.get_base_model() if hasattr(lm, "peft_config") else lm
+        own = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         if "past_key_values" not in inspect.signature(own.forward).parameters:
             raise TypeError(
                 f"A {type(own).__name__} cannot be decoded step by step here: its forward takes no past_key_values."

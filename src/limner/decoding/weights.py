@@ -89,7 +89,7 @@ def read_weights(lm: Any) -> Weights:
 
     if isinstance(lm, GPTModel):
         return _gpt(lm)
-    if hasattr(lm, "peft_config"):
+    if hasattr(lm, "get_base_model"):
         lm = lm.get_base_model()
     kind = getattr(getattr(lm, "config", None), "model_type", None)
     if kind in ("llama", "mistral", "qwen2"):
