@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -341,5 +342,9 @@ def test_mirrored_pictures_do_not_depend_on_where_features_are_kept(fit: Runner)
 
 
 def test_a_caption_longer_than_the_positions_is_refused(fit: Runner) -> None:
-    with pytest.raises(ValueError, match=r"the picture takes \d+ of its \d+, .* --context-length 10\d{3} or more"):
+    with pytest.raises(
+        ValueError, match=r"the picture takes \d+ of its \d+, .* --context-length 10\d{3} or more"
+    ) as refused:
         fit("long", max_length=10_000)
+    taken, positions, room, wanted = map(int, re.findall(r"\d+", str(refused.value))[1:])
+    assert taken + room == positions + 1 and wanted == taken + 10_000 - 1  # the last token needs no position

@@ -127,6 +127,7 @@ class Decoder(ABC, Generic[S]):
         if self.settings.stop_strings and tokenizer is None:
             raise ValueError("Stop strings need the tokenizer; pass tokenizer=.")
         self._before = encode(tokenizer, "x") if self.settings.stop_strings else []
+        self._skip = len(tokenizer.decode(self._before)) if self._before else 0
 
     def decode(
         self,
@@ -246,7 +247,6 @@ class Decoder(ABC, Generic[S]):
         # the last tokens; with a few more, they begin no later than a character. A token before them keeps a
         # tokenizer from dropping the space with which a text begins.
         window = max(len(string.encode()) for string in strings) + 4
-        skip = len(self.tokenizer.decode(self._before))
-        texts = [self.tokenizer.decode(self._before + row)[skip:] for row in new[:, -window:].tolist()]
+        texts = [self.tokenizer.decode(self._before + row)[self._skip :] for row in new[:, -window:].tolist()]
         found = [any(string in text for string in strings) for text in texts]
         return torch.tensor(found, dtype=torch.bool, device=new.device)

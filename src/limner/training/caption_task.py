@@ -166,8 +166,8 @@ class CaptionTask(Task):
             taken = self.vlm.num_prompt_tokens
             raise ValueError(
                 f"--max-length {config.max_length} is beyond the decoder's positions: the picture takes {taken} of "
-                f"its {taken + room}, which leaves {max(room, 0)}; lower --max-length, or take a decoder that was "
-                f"pretrained with --context-length {taken + config.max_length} or more."
+                f"its {taken + room - 1}, which leaves {room} (the last token needs none); lower --max-length, or "
+                f"take a decoder that was pretrained with --context-length {taken + config.max_length - 1} or more."
             )
         self.vlm.generation_config.num_beams = config.num_beams
         self.vlm.generation_config.max_new_tokens = config.max_length

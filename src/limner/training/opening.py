@@ -264,7 +264,6 @@ def _link_checkpoints(config: RunConfig, run: Run) -> None:
     """A checkpoints folder outside the run's own tells whose it is."""
     folder = getattr(config, "checkpoints_dir", None)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text(json.dumps({"run": str(run.path.resolve())}))
 
 
