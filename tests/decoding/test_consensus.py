@@ -12,8 +12,9 @@ from toy_captioners import toy_captioner, toy_picture
 import limner
 from limner.decoding import consensus
 from limner.decoding.consensus import LOOKS, RIDGE, SHARPNESS, Consensus, middle
-from limner.evaluation.cider import CiderD, caption_ngrams
+from limner.evaluation.cider import CiderD
 from limner.models import stock
+from limner.words.ngrams import caption_ngrams
 
 SAID = {
     "dog": ["A dog runs over the grass.", "A brown dog is running."],
@@ -80,7 +81,7 @@ def test_scores_are_weighted_cider_d_terms() -> None:
     weights = np.random.default_rng(0).standard_normal(6)
 
     def cosines(text: str, other: str) -> float:
-        one, two = (scorer.vector(caption_ngrams(part)) for part in (text, other))
+        one, two = (scorer.weigher.vector(caption_ngrams(part)) for part in (text, other))
         total = 0.0
         for n in range(4):
             dot = sum(weight * two.weights[n].get(ngram, 0.0) for ngram, weight in one.weights[n].items())

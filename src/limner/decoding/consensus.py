@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limner.evaluation.cider import SIGMA, CiderD, caption_ngrams
-from limner.evaluation.ngrams import ORDERS, Ngram, count_ngrams
-from limner.evaluation.ptb import ptb_tokenize
+from limner.words.ngrams import ORDERS, Ngram, caption_ngrams, count_ngrams
+from limner.words.ptb import ptb_tokenize
+from limner.words.tf_idf import SIGMA, DocumentFrequency, TfIdf, Weigher
 
 MOST_PICTURES = 6_000
 """Remembered: the regression's matrix is N x N."""
@@ -146,8 +146,11 @@ class Consensus:
         return torch.cholesky_solve(self._kernel(direction), self._factor)[:, 0].numpy()
 
     @cached_property
-    def _scorer(self) -> CiderD:
-        return CiderD([[count_ngrams(text.split()) for text in group] for group in self.captions])
+    def _vectors(self) -> tuple[Weigher, list[list[TfIdf]]]:
+        """What weighs n-grams by the remembered captions, and these, of each picture."""
+        counted = [[count_ngrams(text.split()) for text in group] for group in self.captions]
+        weigher = Weigher(DocumentFrequency.counted(counted))
+        return weigher, [[weigher.vector(counts) for counts in group] for group in counted]
 
     @cached_property
     def _said(self) -> tuple[dict[Ngram, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -155,7 +158,7 @@ class Consensus:
         the caption's length: four times (M,)."""
         numbers: dict[Ngram, int] = {}
         ids, owners, weights, lengths = [], [], [], []
-        for n, group in enumerate(self._scorer.vectors):
+        for n, group in enumerate(self._vectors[1]):
             for vector in group:
                 for ngram, weight in vector.unit_weights():
                     ids.append(numbers.setdefault(ngram, len(numbers)))
@@ -182,7 +185,8 @@ class Consensus:
             cosine times CIDEr-D's Gaussian of the difference in length.
         """
         numbers, ids, owners, parts, lengths = self._said
-        vectors = [self._scorer.vector(caption_ngrams(text)) for text in texts]
+        weigher, _ = self._vectors
+        vectors = [weigher.vector(caption_ngrams(text)) for text in texts]
         known = [{numbers[n]: weight for n, weight in vector.unit_weights() if n in numbers} for vector in vectors]
         asked = np.unique([number for of_text in known for number in of_text]).astype(np.int64)  # (A,)
         place = np.full(len(numbers), -1)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from limner.evaluation.cider import DocumentFrequency
 from limner.evaluation.controls import Controls, controls
 from limner.evaluation.diversity import self_cider
 from limner.evaluation.meteor import MeteorChoice, find_meteor
-from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.scoring import Scorer, Table, report
+from limner.words.ptb import ptb_tokenize
+from limner.words.tf_idf import DocumentFrequency
 
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 """The columns of the field, in its order."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limner.evaluation.ngrams import ORDERS, Ngram
+from limner.words.ngrams import ORDERS, Ngram
 
 _SMALL, _TINY = 1e-9, 1e-15
 

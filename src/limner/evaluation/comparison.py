@@ -9,9 +9,9 @@ from typing import Any
 
 from limner.evaluation.assessment import METRICS
 from limner.evaluation.bootstrap import CONFIDENCE, interval, paired_p_value, resample_counts
-from limner.evaluation.cider import DocumentFrequency
 from limner.evaluation.meteor import Meteor
 from limner.evaluation.scoring import Scorer, Table
+from limner.words.tf_idf import DocumentFrequency
 
 
 @dataclass

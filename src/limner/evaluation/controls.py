@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from limner.evaluation.bootstrap import interval, resample_counts
-from limner.evaluation.cider import TfIdf
-from limner.evaluation.ngrams import Ngram
 from limner.evaluation.scoring import Scorer, Table
+from limner.words.ngrams import Ngram
+from limner.words.tf_idf import TfIdf
 
 ENOUGH = 20
 """Fewer images than this say nothing about blindness."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limner.evaluation.cider import CiderD, DocumentFrequency
-from limner.evaluation.ngrams import count_ngrams
+from limner.words.ngrams import count_ngrams
+from limner.words.tf_idf import DocumentFrequency, Weigher
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
@@ -60,8 +60,8 @@ def self_cider(groups: Sequence[Sequence[str]], document_frequency: DocumentFreq
 
 def caption_kernel(captions: Sequence[str], document_frequency: DocumentFrequency) -> np.ndarray:
     """Mean over n = 1..4 of the tf-idf cosines of tokenized captions, (M, M); the diagonal is 1."""
-    counted = [count_ngrams(caption.split()) for caption in captions]
-    vectors = CiderD([counted], document_frequency).vectors[0]
+    weigher = Weigher(document_frequency)
+    vectors = [weigher.vector(count_ngrams(caption.split())) for caption in captions]
     kernel = np.eye(len(captions))
     for i, one in enumerate(vectors):
         for j, other in enumerate(vectors[:i]):

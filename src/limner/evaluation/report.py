@@ -13,8 +13,8 @@ from limner.evaluation import html
 from limner.evaluation.assessment import Assessment
 from limner.evaluation.captioning import Said
 from limner.evaluation.comparison import Difference, first_difference
-from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.scoring import Table
+from limner.words.ptb import ptb_tokenize
 
 SHOWN = 12
 """Pictures at either end."""

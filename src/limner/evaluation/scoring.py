@@ -12,12 +12,13 @@ import numpy as np
 
 from limner.evaluation.bleu import bleu, bleu_statistics
 from limner.evaluation.bootstrap import interval, resample_counts, resampled_means, resampled_sums
-from limner.evaluation.cider import CiderD, DocumentFrequency, TfIdf
+from limner.evaluation.cider import CiderD
 from limner.evaluation.diversity import diversity, self_cider
 from limner.evaluation.meteor import Meteor, MeteorChoice, find_meteor
-from limner.evaluation.ngrams import Ngram, count_ngrams
-from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.rouge import ROUGE_NAMES, rouge_l, rouge_scores
+from limner.words.ngrams import Ngram, count_ngrams
+from limner.words.ptb import ptb_tokenize
+from limner.words.tf_idf import DocumentFrequency, TfIdf
 
 T = TypeVar("T")
 BLEU_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")

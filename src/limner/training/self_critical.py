@@ -23,9 +23,10 @@ from torch import nn
 
 from limner.data.packing import pack_captions
 from limner.decoding import get_decoder, step_model
-from limner.evaluation.cider import CiderD, caption_ngrams
+from limner.evaluation.cider import CiderD
 from limner.training.caption_task import CaptionTask
 from limner.training.task import Batch, Progress
+from limner.words.ngrams import caption_ngrams
 
 
 def advantages(rewards: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from limner.data.records import Record
-from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.quality.examine import LONG, SHORT, Example, Quality
 from limner.evaluation.quality.new_set import Entry
 from limner.evaluation.quality.words import OPENINGS, respaced, rewrite
+from limner.words.ptb import ptb_tokenize
 
 DROPS_PICTURE = ("broken", "duplicate", "leak")
 

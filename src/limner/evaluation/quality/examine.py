@@ -14,7 +14,6 @@ import numpy as np
 
 from limner.data.records import SPLITS, Record, Split, Splits
 from limner.evaluation.clipscore import Alignment
-from limner.evaluation.ptb import ptb_tokenize
 from limner.evaluation.quality.pictures import NEAR, Look, look, near_pairs, same
 from limner.evaluation.quality.words import (
     OPENINGS,
@@ -25,6 +24,7 @@ from limner.evaluation.quality.words import (
     reading_ease,
     respaced,
 )
+from limner.words.ptb import ptb_tokenize
 
 SHORT, LONG = 3, 40
 """Captions of fewer or more words are proposed for dropping."""

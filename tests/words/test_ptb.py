@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.evaluation.ptb import ptb_tokenize
+from limner.words.ptb import ptb_tokenize
 
 WORDS = """
     a the man dog is on in red with of and a the man dog is on in red with of and isn't they'll man's dogs' 's
