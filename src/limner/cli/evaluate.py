@@ -239,26 +239,14 @@ def _is_checkpoint(path: str) -> bool:
 
 
 def _open_checkpoint(folder: Path, config: EvaluateConfig) -> Describes:
-    """The captioner as it stood at a checkpoint: built again as its run built it, then given those weights."""
-    from limner.cli.train import load_records
-    from limner.config.train import TrainConfig
     from limner.decoding import step_model
     from limner.decoding.captioner import Captioner
     from limner.device import choose
-    from limner.training.caption_task import CaptionTask
-    from limner.training.checkpoints import Checkpoint
-    from limner.training.opening import saved_settings
+    from limner.training.checkpoint_model import restored_captioner
 
-    settings = TrainConfig(**saved_settings(str(folder.parent.parent), config.runs_dir, "train"))
     choice = choose(config.device, "fp32" if config.precision == "auto" else config.precision, config.threads)
-    quiet: Callable[[str], None] = lambda text: None  # noqa: E731
-    task = CaptionTask(settings, lambda progress: load_records(settings, progress, quiet), say=quiet)
-    task.load(choice.device, choice.dtype, lambda *told: None)
-    weights, _, _ = Checkpoint(folder, 0, {}).read()
-    unknown = task.model.load_state_dict(weights, strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{folder} holds weights that its run's settings do not know (the first: {unknown[0]}).")
-    return Captioner(task.vlm, choice, step_model(task.vlm.language_model, quantize=config.quantize))
+    vlm = restored_captioner(folder, choice.device, choice.dtype)
+    return Captioner(vlm, choice, step_model(vlm.language_model, quantize=config.quantize))
 
 
 # ---- what it is evaluated on ------------------------------------------------------------------------------------

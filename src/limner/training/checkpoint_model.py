@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from limner.runs import Run
 from limner.training.checkpoints import Checkpoint
 from limner.training.opening import saved_settings
 from limner.training.task import Task
+
+if TYPE_CHECKING:
+    from limner.models.captioner import PrefixConditioningVLM
 
 
 def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
@@ -50,6 +53,20 @@ def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
     weights, _, _ = Checkpoint(checkpoint, 0, {}).read()
     _fill(task.model, weights)
     return task
+
+
+def restored_captioner(checkpoint: Path, device: torch.device, dtype: torch.dtype) -> PrefixConditioningVLM:
+    """The captioner of a `limner train` run as it stood at a checkpoint of its folder; no picture is read.
+
+    Raises: as `stock_folder`.
+    """
+    run = Run(checkpoint.parent.parent)
+    if run.config["verb"] != "train":
+        raise ValueError(f"{checkpoint} is of `limner {run.config['verb']}`, and a captioner's is asked for.")
+    task: Any = _task(run)
+    task.load(device, dtype, lambda *progress: None)
+    _fill(task.model, Checkpoint(checkpoint, 0, {}).read()[0])
+    return task.vlm
 
 
 def _task(run: Run) -> Task:
