@@ -27,6 +27,8 @@ from transformers import (
     MistralForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -370,6 +372,7 @@ def test_linear_attention_is_reordered_too(prompts: Any) -> None:
     [
         lambda: MambaForCausalLM(MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4)),
         lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=V, n_embd=16, n_layer=1, n_head=2)),
+        lambda: RecurrentGemmaForCausalLM(small(RecurrentGemmaConfig, lru_width=32)),
         lambda: LlamaModel(small(LlamaConfig)),
         lambda: T5ForConditionalGeneration(T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=16, num_layers=1)),
     ],

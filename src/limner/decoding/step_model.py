@@ -139,7 +139,7 @@ def step_model(
     Raises:
         ValueError: the backend has no such option, or cannot do this precision.
         TypeError: nothing here can decode such a thing: it has no head over the vocabulary, it is an encoder with a
-            decoder, or its forward takes no ``past_key_values`` (Mamba, RWKV).
+            decoder, its forward takes no ``past_key_values`` (Mamba, RWKV), or its states lie in the model.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; give one of floating point, such as torch.bfloat16.")
@@ -210,11 +210,14 @@ class TransformersStepModel:
     """Any causal LM of transformers that takes ``past_key_values``, through its own forward and its own cache.
 
     Raises:
-        TypeError: its forward takes none; it would read each token as if it were the first.
+        TypeError: its forward takes none, so that it would read each token as if it were the first; or it keeps
+            states in itself (RecurrentGemma), where they cannot be reordered and two decodes would share them.
     """
 
     def __init__(self, lm: Any) -> None:
         own = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        if lm.config.model_type == "recurrent_gemma":
+            raise TypeError(f"A {type(own).__name__} cannot be decoded here: its states lie in it, not in a cache.")
         if "past_key_values" not in inspect.signature(own.forward).parameters:
             raise TypeError(
                 f"A {type(own).__name__} cannot be decoded step by step here: its forward takes no past_key_values."
