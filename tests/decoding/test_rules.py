@@ -41,7 +41,7 @@ def rules(**settings: Any) -> Rules:
             NoBadWordsLogitsProcessor([[4], [5, 6], [1, 2, 3], [9, 9]], eos_token_id=2),
         ),
     ],
-    ids=str,
+    ids=lambda case: "-".join(case) if isinstance(case, dict) else type(case).__name__,
 )
 def test_rules(seed: int, settings: dict[str, Any], processor: Any) -> None:
     generator = torch.Generator().manual_seed(seed)

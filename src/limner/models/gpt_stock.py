@@ -25,10 +25,10 @@ def save(model: GPTModel, folder: Path, eos_id: int | None = None) -> None:
     Args:
         eos_id: the token that ends a text; None: the tokenizer has none, or the caller does not know.
     """
-    from transformers.utils import logging
+    from limner.models.hub import quiet_transformers
 
-    logging.disable_progress_bar()  # it counts tensors, and breaks a verb's own output
-    to_stock(model, eos_id).save_pretrained(folder)
+    with quiet_transformers():
+        to_stock(model, eos_id).save_pretrained(folder)
 
 
 def load(source: str, overrides: dict[str, Any]) -> GPTModel:

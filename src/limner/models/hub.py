@@ -14,8 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-transformers_logging.disable_progress_bar()  # its bars count tensors, and break the output of a verb
-
 _WANTED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 
 
@@ -48,7 +46,7 @@ def load_stock(
     if is_model:
         settings |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        with _quiet():
+        with quiet_transformers():
             loaded = stock_class.from_pretrained(source, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(error, source, what) from error
@@ -62,15 +60,19 @@ def load_stock(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of every weight that a vision tower leaves in a two-tower checkpoint; what is
-    missing is checked here."""
-    before = transformers_logging.get_verbosity()
+def quiet_transformers() -> Iterator[None]:
+    """Reading and writing models without transformers' bars, which count tensors and break a verb's own output, and
+    without its table of every weight that a vision tower leaves in a two-tower checkpoint; what is missing is
+    checked here."""
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def refuse_missing(report: dict[str, Any], source: str | Path, what: str) -> None:

@@ -28,7 +28,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from limner.models import decoder as decoders
 from limner.models.captioner import PrefixConditioningVLM
-from limner.models.hub import load_stock, local_folder, refuse_missing, refuse_nonfinite
+from limner.models.hub import load_stock, local_folder, quiet_transformers, refuse_missing, refuse_nonfinite
 from limner.models.lora import apply_adapter, merged_weights
 from limner.models.projection import ProjectionHead
 from limner.models.stock_files import (
@@ -92,7 +92,8 @@ def _aside(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield aside
+        with quiet_transformers():
+            yield aside
         _open_to_readers(aside)
         if folder.exists():
             old = aside.with_name(aside.name + "-old")
