@@ -103,7 +103,7 @@ def _alignment(config: ReportData) -> Any:
 
 def _originals(config: ReportData) -> dict[str, list[str]]:
     """Captions as they were: of the file that is named, or what Limner's own sets keep beside each caption."""
-    from limner.data.manifests import json_lines
+    from limner.data.caption_files import json_lines, read_text
     from limner.evaluation.files import read_captions
 
     if config.original is not None:
@@ -112,7 +112,8 @@ def _originals(config: ReportData) -> dict[str, list[str]]:
     for folder in map(Path, config.dataset):
         for metadata in [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]:
             within = "" if metadata.parent == folder else f"{metadata.parent.name}/"
-            for row, _ in json_lines(metadata.read_text(encoding="utf-8-sig"), metadata):
-                if isinstance(row, dict) and isinstance(row.get("original_captions"), list):
-                    found[f"{within}{row['file_name']}"] = row["original_captions"]
+            for row in json_lines(read_text(metadata), metadata):
+                fields = row.fields
+                if isinstance(fields, dict) and isinstance(fields.get("original_captions"), list):
+                    found[f"{within}{fields['file_name']}"] = fields["original_captions"]
     return found
