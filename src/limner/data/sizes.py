@@ -1,4 +1,10 @@
-"""Bytes for a person."""
+"""Bytes: told to a person, and free on a disk."""
+
+import shutil
+from pathlib import Path
+
+SPARE = 2**30
+"""Bytes of a disk that are left free."""
 
 
 def size(num_bytes: float) -> str:
@@ -8,3 +14,8 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk on which a folder is, or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
