@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from limner.data import Progress as Told
+from limner.data.sizes import Progress as Told
 
 NOTES = Console(stderr=True, highlight=False)
 

@@ -31,11 +31,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from limner.data import Progress
 from limner.data.images import ImageSource, PixelSettings, image_bytes
 from limner.data.loading import load_pictures, settle_failures
 from limner.data.records import Record
-from limner.data.sizes import SPARE, free_bytes, size
+from limner.data.sizes import SPARE, Progress, free_bytes, size
 
 try:
     import fcntl

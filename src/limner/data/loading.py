@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from limner.data import Progress
 from limner.data.images import PixelSettings, load_image
 from limner.data.records import Record
+from limner.data.sizes import Progress
 
 _FEW = 64  # pictures that are decoded before worker processes have even started
 

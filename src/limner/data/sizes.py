@@ -1,7 +1,11 @@
-"""Bytes: told to a person, and free on a disk."""
+"""What a person is told of data: how large it is, what room is left, how far its preparation has come."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+Progress = Callable[[str, int, int, str], None]
+"""``progress(phase, done, total, unit)``."""
 
 SPARE = 2**30
 """Bytes of a disk that are left free."""

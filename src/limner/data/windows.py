@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.data import Progress
+from limner.data.sizes import Progress
 from limner.tokenizer import Tokenizer
 
 _PIECE = 1_000_000

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from limner.data import Progress
+from limner.data.sizes import Progress
 
 
 @dataclass

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from limner.data import Progress
 from limner.data.records import SPLITS, THE_ANSWER_TO_LIFE_THE_UNIVERSE_AND_EVERYTHING, Split, Splits
+from limner.data.sizes import Progress
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

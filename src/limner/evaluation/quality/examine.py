@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from limner.data import Progress
 from limner.data.records import SPLITS, Record, Split, Splits
+from limner.data.sizes import Progress
 from limner.evaluation.clipscore import Alignment
 from limner.evaluation.quality.pictures import NEAR, Look, look, near_pairs, same
 from limner.evaluation.quality.words import (
