@@ -113,6 +113,13 @@ def test_flickr8k_token_files(pictures: Path) -> None:
     assert {r.image_id: r.captions for r in ImageCaptionDataset(pictures / "captions.txt")} == CAPTIONS
 
 
+def test_a_quotation_mark_in_a_tab_table_is_just_that(pictures: Path) -> None:
+    """One that opens a caption swallows neither the lines up to the next one nor the pictures in them."""
+    captions = {"a.jpg": ['"a 5 inch'], "deep/b ü.png": ['last"']}
+    (pictures / "list.tsv").write_text("Image\tCaption\n" + "".join(f"{n}\t{c}\n" for n, (c,) in captions.items()))
+    assert {r.image_id: r.captions for r in ImageCaptionDataset(pictures)} == captions
+
+
 def test_columns_can_be_named(pictures: Path) -> None:
     (pictures / "data.jsonl").write_text("\n".join(json.dumps({"foto": n, "bildtext": c}) for n, c in rows()))
     dataset = ImageCaptionDataset(pictures, image_column="foto", caption_column="bildtext")
@@ -307,6 +314,9 @@ def test_sidecars_do_not_lead_out_of_the_folder(pictures: Path, tmp_path_factory
         ("a.jsonl", '{"file": "a.jpg", "caption": "x", "split": "bogus"}', "line 1: Unknown split 'bogus'"),
         ("a.jsonl", '{"file": "' + "x" * 5000 + '", "caption": "x"}', "line 1: 'xxx.* is no file"),
         ("a.json", "[" * 100_000, "not valid JSON"),
+        ("a.csv", 'file,caption\na.jpg,"a 5 inch\nb.jpg,last', r"line 3 cannot be read .* must end with one"),
+        ("a.csv", "file,caption\na.jpg,red, and blue", "line 2 has more fields than the header"),
+        ("a.csv", "file,caption\na.jpg", "1 picture has an empty caption: a.jpg"),
     ],
 )
 def test_odd_manifests_are_one_sentence(pictures: Path, name: str, content: str, message: str) -> None:

@@ -39,6 +39,7 @@ def lines(rows: list) -> str:
         ("g.tsv", "".join(f"{key}\t{group[0]}\n" for key, group in CAPTIONS.items())),
         ("h.csv", 'file_name,caption\n1.jpg,"a dog, running"\n2.jpg,"the ""red"" bus"\n'),
         ("i.tsv", 'image\tcaption\n1.jpg\ta dog, running\n2.jpg\tthe "red" bus\n'),
+        ("k.csv", 'img,description\n1.jpg, "a dog, running"\n2.jpg,the "red" bus\n'),
         ("j.json", "\ufeff" + json.dumps(CAPTIONS)),
     ],
 )
@@ -81,6 +82,9 @@ def test_a_split_of_the_references(tmp_path: Path) -> None:
         ("a.jsonl", '{"1": "a"}\n[]\n', "line 2: expected an object"),
         ("a.jsonl", '{"1": "a"}\n{\n', r"line 2 is not valid JSON"),
         ("a.tsv", "a\tb\tc\n", "line 1: expected an image and a caption"),
+        ("a.csv", "image,caption\n1.jpg,a dog, running\n", "line 2 has more fields than the header"),
+        ("a.csv", "image,caption\n1.jpg\n", "line 2 names no caption"),
+        ("a.csv", 'image,caption\n1.jpg,"a dog\n', "line 2 cannot be read"),
     ],
 )
 def test_other_files_are_refused_with_the_place(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -126,3 +130,8 @@ def test_a_caption_may_hold_a_line_break(tmp_path: Path) -> None:
     assert read_captions(tmp_path / "a.csv")[0] == {"1.jpg": ["a red\ncar"]}
     (tmp_path / "a.tsv").write_text("1.jpg\ta red\u2028car\n")
     assert read_captions(tmp_path / "a.tsv")[0] == {"1.jpg": ["a red\u2028car"]}
+
+
+def test_an_image_named_twice_keeps_the_captions_of_both(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"1.jpg": "a dog", "1.jpg": "one dog"}')
+    assert read_captions(tmp_path / "a.json")[0] == {"1.jpg": ["a dog", "one dog"]}

@@ -66,7 +66,7 @@ def test_decisions_survive_and_make_a_data_set(tmp_path: Path, records: list[tup
 @pytest.fixture
 def server(tmp_path: Path, records: list[tuple[Record, Any]]) -> Iterator[ReviewServer]:
     one = ReviewServer(Review(records, tmp_path / "out"), 0)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
+    threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
     yield one
     one.shutdown()
     one.server_close()

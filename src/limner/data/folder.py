@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import overload
 
+from limner.data.caption_files import read_text
 from limner.data.images import EXTENSIONS, ImageSource
 from limner.data.manifests import SUFFIXES, Entry, read_manifest
 from limner.data.records import FRACTIONS, SPLITS, Record, Splits, assign_splits, split_name
@@ -163,10 +164,7 @@ class ImageCaptionDataset(Sequence[Record]):
             for file in (picture, sidecar):
                 if file.is_symlink():  # folders that are links are not gone into
                     refuse_leading_out(file, self.path.resolve(), str(self.path))
-            try:
-                text = sidecar.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{sidecar} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+            text = read_text(sidecar)
             captions = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
             top = PurePosixPath(image_id).parts[0]
             split = top if top in _SPLIT_FOLDERS else None

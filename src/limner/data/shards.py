@@ -6,13 +6,13 @@ order of training can be shuffled and resumed exactly.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from limner.data.caption_files import parse_json
 from limner.data.images import EXTENSIONS
-from limner.data.manifests import Entry, ManifestError, captions_of
+from limner.data.manifests import Entry, captions_of
 
 _MARK = "#tar:"
 
@@ -106,13 +106,9 @@ def _captions(parts: dict[str, TarImage]) -> list[str]:
             try:
                 text = parts[extension].read().decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ManifestError(f"{parts[extension].name} is not UTF-8 text (byte {error.start}).") from error
+                raise ValueError(f"{parts[extension].name} is not UTF-8 text (byte {error.start}).") from error
             return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
     if "json" in parts:
         name = parts["json"].name
-        try:
-            row = json.loads(parts["json"].read())
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{name} is not valid JSON ({error}).") from error
-        return captions_of(row, None, name)
+        return captions_of(parse_json(parts["json"].read(), name), None, name)
     return []

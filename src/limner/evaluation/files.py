@@ -8,16 +8,23 @@ CSV/TSV  with a header; TSV without one: ``path<TAB>caption`` (what ``limner cap
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-IMAGE_KEYS = ("image_id", "image", "file_name", "filename", "file", "path", "id", "name")
-CAPTION_KEYS = ("captions", "caption", "text", "references", "reference", "prediction", "sentences", "alt_text")
+from limner.data.caption_files import (
+    SCORED_CAPTION_COLUMNS,
+    SCORED_IMAGE_COLUMNS,
+    Row,
+    find_column,
+    json_file,
+    json_lines,
+    read_text,
+    table,
+    with_header,
+)
+
 Captions = dict[str, list[str]]
 
 
@@ -33,23 +40,24 @@ def read_captions(path: Path, split: str | None = None) -> tuple[Captions, dict[
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    text = read_text(path)
     suffix = path.suffix.lower()
     aliases: dict[str, str] = {}
     pairs: Iterable[tuple[str, str]]
     if suffix in (".tsv", ".csv", ".txt"):
         pairs = _table(text, path, "," if suffix == ".csv" else "\t", split)
     elif suffix == ".jsonl" or (suffix != ".json" and "\n{" in text.strip()):
-        pairs = _lines(text, path, split)
+        pairs = _rows(json_lines(text, path), split)
     else:
-        content = _json(text, str(path))
-        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = json_file(text, path)
+        if isinstance(content, list):
+            pairs = _rows(content, split)
+        elif isinstance(content.get("annotations"), list):
             aliases = _file_names(content.get("images", []))
-            content = content["annotations"]
-        pairs = _rows(content, path, split)
+            notes = enumerate(content["annotations"], 1)
+            pairs = _rows((Row(note, f"{path}, entry {number}") for number, note in notes), split)
+        else:
+            pairs = _pairs(content.pairs, str(path))
     captions: Captions = {}
     for key, caption in pairs:
         captions.setdefault(key, []).append(caption)
@@ -82,13 +90,6 @@ def _ending(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).name
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}).") from error
-
-
 def _file_names(images: Any) -> dict[str, str]:
     if not isinstance(images, list):
         return {}
@@ -99,64 +100,46 @@ def _file_names(images: Any) -> dict[str, str]:
     }
 
 
-def _rows(content: Any, path: Path, split: str | None) -> Iterator[tuple[str, str]]:
-    if isinstance(content, dict):
-        yield from _pairs(content, str(path))
-    elif isinstance(content, list):
-        for number, row in enumerate(content, 1):
-            yield from _row(row, f"{path}, entry {number}", split)
-    else:
-        raise ValueError(f"{path}: expected an object or a list, got {type(content).__name__}.")
+def _rows(rows: Iterable[Row], split: str | None) -> Iterator[tuple[str, str]]:
+    """Image and caption of rows that name them by columns, or are ``{image: caption}`` pairs."""
+    for row in rows:
+        fields, where = row.fields, row.where
+        if not isinstance(fields, dict):
+            raise ValueError(
+                f"{where}: expected an object with an image and a caption, got {type(fields).__name__}."
+            )
+        image, caption = find_column(fields, SCORED_IMAGE_COLUMNS), find_column(fields, SCORED_CAPTION_COLUMNS)
+        if image is None and caption is None:
+            yield from _pairs(fields.items(), where)
+            continue
+        for column, what, known in (
+            (image, "image", SCORED_IMAGE_COLUMNS),
+            (caption, "caption", SCORED_CAPTION_COLUMNS),
+        ):
+            if column is None or fields[column] is None:
+                there = ", ".join(fields)
+                raise ValueError(f"{where} names no {what}: expected one of {', '.join(known)}; it has {there}.")
+        if split is None or fields.get(find_column(fields, ("split",))) == split:
+            yield from _pairs([(str(fields[image]), fields[caption])], where)
 
 
-def _lines(text: str, path: Path, split: str | None) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield from _row(_json(line, where), where, split)
-
-
-def _row(row: Any, where: str, split: str | None) -> Iterator[tuple[str, str]]:
-    """One object: with an image and its captions, or ``{image: caption}`` pairs."""
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object with an image and a caption, got {type(row).__name__}.")
-    image = next((name for name in IMAGE_KEYS if name in row), None)
-    caption = next((name for name in CAPTION_KEYS if name in row), None)
-    if image is None and caption is None:
-        yield from _pairs(row, where)
-        return
-    if image is None or caption is None:
-        lacking, known = ("image", IMAGE_KEYS) if image is None else ("caption", CAPTION_KEYS)
-        raise ValueError(
-            f"{where} names no {lacking}: expected one of {', '.join(known)}; it has {', '.join(row)}."
-        )
-    if split is None or row.get("split") == split:
-        yield from _pairs({str(row[image]): row[caption]}, where)
-
-
-def _pairs(mapping: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    for key, value in mapping.items():
+def _pairs(pairs: Iterable[tuple[str, Any]], where: str) -> Iterator[tuple[str, str]]:
+    for key, value in pairs:
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 raise ValueError(
                     f"{where}: a caption of image {key} is {text!r}; expected text or a list of texts."
                 )
-            yield str(key), text
+            yield key, text
 
 
 def _table(text: str, path: Path, delimiter: str, split: str | None) -> Iterator[tuple[str, str]]:
-    if delimiter == ",":
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    else:  # a quotation mark in a caption is just that
-        rows = [line.split("\t") for line in text.split("\n") if line.strip()]
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    if set(header) & set(IMAGE_KEYS) and set(header) & set(CAPTION_KEYS):
-        for number, row in enumerate(rows[1:], 2):
-            yield from _row(dict(zip(header, row, strict=False)), f"{path}, line {number}", split)
+    lines = list(table(text, path, delimiter))
+    header = [name.strip() for name in lines[0][0]] if lines else []
+    if find_column(header, SCORED_IMAGE_COLUMNS) and find_column(header, SCORED_CAPTION_COLUMNS):
+        yield from _rows(with_header(lines), split)
         return
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2:
-            raise ValueError(
-                f"{path}, line {number}: expected an image and a caption, or a header that names the columns."
-            )
-        yield row[0], row[1]
+    for cells, where in lines:
+        if len(cells) != 2:
+            raise ValueError(f"{where}: expected an image and a caption, or a header that names the columns.")
+        yield cells[0], cells[1]

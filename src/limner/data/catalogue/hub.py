@@ -3,8 +3,8 @@
 from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 
+from limner.data.caption_files import CAPTION_COLUMNS, find_column
 from limner.data.catalogue.rows import DEFAULTS, Options, by_image, hub_rows
-from limner.data.manifests import CAPTION_COLUMNS
 
 
 def get_dataset(repository: str, options: Options = DEFAULTS) -> DatasetDict:
@@ -12,7 +12,7 @@ def get_dataset(repository: str, options: Options = DEFAULTS) -> DatasetDict:
     parts = hub_rows(repository, options)
     rows = next(iter(parts.values()))
     image = options.image_column or _image_column(repository, rows)
-    captions = options.caption_column or next((name for name in CAPTION_COLUMNS if name in rows.column_names), None)
+    captions = options.caption_column or find_column(rows.column_names, CAPTION_COLUMNS)
     if captions is None:
         raise ValueError(
             f"{repository} has no column named {', '.join(CAPTION_COLUMNS)}; its columns are: "
