@@ -21,6 +21,7 @@ TRAIN_FLAGS = --num-train-epochs $(EPOCHS) --max-length $(MAX_LENGTH) $(if $(SAM
 ##@ Start here
 
 demo: install ## Train a captioner from nothing on drawn scenes, and prove that it sees (4 to 6 minutes)
+	@$(MAKE) --no-print-directory page || echo "The dashboard's page is not built; \`make page\` tries again."
 	$(LIMNER) demo
 
 test: install-dev page ## Lint, types and all tests

@@ -1,4 +1,5 @@
 """Installs PyTorch before everything else: a CPU build where the machine has no CUDA device and pip offers one.
+One that is there already is left alone.
 
     python scripts/install_torch.py [INDEX]
 
@@ -7,17 +8,26 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 
-def wanted() -> str:
-    """The requirement that constraints.txt pins, so that CPU builds of it (2.x.y+cpu) satisfy it too."""
-    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
-    return next(line for line in lines if line.startswith("torch=="))
+def tested() -> str:
+    """The version that constraints.txt names; CPU builds of it (2.x.y+cpu) are it too."""
+    found = re.search(r"torch==([\d.]+)", (Path(__file__).parents[1] / "constraints.txt").read_text())
+    assert found, "constraints.txt names no torch"
+    return found[1]
+
+
+def installed() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def pip(*arguments: str) -> bool:
@@ -25,9 +35,14 @@ def pip(*arguments: str) -> bool:
 
 
 def main() -> int:
-    if importlib.util.find_spec("torch"):
+    version, here = tested(), installed()
+    series = version.rpartition(".")[0]
+    if here and not here.startswith(f"{series}."):
+        print(f"PyTorch {here} is installed, and Limner needs {series}; install one, or uninstall this one.")
+        return 1
+    if here:
         return 0
-    requirement = wanted()
+    requirement = f"torch=={version}"
     if len(sys.argv) > 1:
         return 0 if pip("--index-url", sys.argv[1], requirement) else 1
     if shutil.which("nvidia-smi") is None and pip("--only-binary", ":all:", f"{requirement}+cpu"):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import bar
+from limner.cli.telling import bar, made
 from limner.config.data_quality import ReportData
 
 
@@ -21,6 +21,7 @@ def run(argv: list[str]) -> int:
     from limner.evaluation.quality.examine import PROPOSALS, examine
     from limner.evaluation.quality.page import write_report
 
+    folder = made(config.out or Path("quality") / Path(config.dataset[0]).name)
     alignment = _alignment(config)
     remarks: list[str] = []
     splits = load_splits(config, remarks.append, skip_bad_images=True)
@@ -29,7 +30,6 @@ def run(argv: list[str]) -> int:
         quality = examine(splits, originals=originals, alignment=alignment, near=config.near, progress=progress)
     quality.remarks = remarks
     title = f"Quality of {' '.join(config.dataset)}"
-    folder = config.out or Path("quality") / Path(config.dataset[0]).name
     write_report(quality, title, folder)
     summary = quality.summary()
     if config.json_:

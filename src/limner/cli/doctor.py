@@ -9,19 +9,13 @@ import platform
 import shutil
 from importlib import metadata
 
+from packaging.requirements import Requirement
 from rich.console import Console
 
 from limner.cli.parse import parse
 from limner.config.doctor import DoctorConfig
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "pillow")
-EXTRAS = {
-    "serve": ("fastapi", "uvicorn", "python-multipart"),
-    "metrics": ("nltk",),
-    "onnx": ("onnx", "onnxruntime"),
-    "quantize": ("torchao",),
-    "video": ("av",),
-}
 
 
 def run(argv: list[str]) -> int:
@@ -37,8 +31,10 @@ def run(argv: list[str]) -> int:
     console.print(f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     console.print("  ".join(f"{name} {_version(name) or 'MISSING'}" for name in PACKAGES))
     problems += [f"{name} is not installed: pip install limner" for name in PACKAGES if not _version(name)]
-    for extra, packages in EXTRAS.items():
-        missing = [name for name in packages if not _version(name)]
+    for extra in metadata.metadata("limner").get_all("Provides-Extra") or []:
+        if extra == "dev":
+            continue
+        missing = [name for name in _needed("limner", extra) if not _version(name)]
         told = f"missing {', '.join(missing)} (pip install 'limner\\[{extra}]')" if missing else "here"
         console.print(f"extra {extra}: {told}")
     console.print(f"Limner computes on {choice}.")
@@ -62,6 +58,18 @@ def _torchvision_problem() -> list[str]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return [f"torchvision {_version('torchvision')} does not fit torch ({reason}): pip uninstall torchvision"]
     return []
+
+
+def _needed(package: str, extra: str) -> list[str]:
+    """What an extra of an installed package brings, with what its own extras bring."""
+    names = []
+    for requirement in map(Requirement, metadata.requires(package) or []):
+        marker = requirement.marker
+        if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            names.append(requirement.name)
+            for inner in requirement.extras if _version(requirement.name) else ():
+                names += _needed(requirement.name, inner)
+    return names
 
 
 def _version(package: str) -> str | None:

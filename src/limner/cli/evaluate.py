@@ -13,7 +13,7 @@ from rich.table import Table
 
 from limner import __version__
 from limner.cli.parse import parse
-from limner.cli.telling import bar, note
+from limner.cli.telling import bar, made, note
 from limner.config.evaluate import EvaluateConfig
 from limner.runs.models import find_model
 
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     facts = _facts(config, [str(model) for model in models], len(records))
     folder = config.out or _default_folder(config, [str(model) for model in models])
     names = ("before", "after") if config.before else ("captions",)
-    log = CaptionLog(folder, facts, config.resume, [shard_file(name, config.parts) for name in names])
+    log = CaptionLog(made(folder), facts, config.resume, [shard_file(name, config.parts) for name in names])
     if config.before and config.after:
         return _compare(config, records, frequencies, log, facts)
     return _evaluate(config, records, frequencies, log, facts)

@@ -22,7 +22,7 @@ VERBS = {
     "score": "score captions against references, without a model",
     "data": "list, prepare, report on, clean, merge and label data sets",
     "review": "accept, edit or reject captions in a page",
-    "runs": "list, follow, pause, resume, stop and delete runs",
+    "runs": "list, tail, pause, resume, stop and delete runs",
     "serve": "the dashboard: start, watch and steer runs in a browser",
     "doctor": "what this machine has, and what Limner makes of it",
 }
@@ -31,25 +31,10 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 done, 1 an error in what was asked, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if argv[0] in ("-V", "--version"):
-        from limner import __version__
-
-        print(f"limner {__version__}")
-        return 0
-    verb, rest = argv[0], argv[1:]
-    if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean `limner {near[0]}`?" if near else "`limner --help` lists the verbs."
-        print(f"limner: there is no verb '{verb}'; {hint}", file=sys.stderr)
-        return 2
+    verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     debug = "--debug" in rest
     try:
-        return import_module(f"limner.cli.{verb}").run(rest)
+        return _run(verb, rest)
     except KeyboardInterrupt:
         print("limner: interrupted.", file=sys.stderr)
         return 130
@@ -64,6 +49,25 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"limner {verb}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if verb in VERBS:
+        return import_module(f"limner.cli.{verb}").run(rest)
+    if verb in ("-h", "--help", "help"):
+        print(_help(), flush=True)
+        return 0
+    if verb in ("-V", "--version"):
+        from limner import __version__
+
+        print(f"limner {__version__}", flush=True)
+        return 0
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean `limner {near[0]}`?" if near else "`limner --help` lists the verbs."
+    print(f"limner: there is no verb '{verb}'; {hint}", file=sys.stderr)
+    return 2
 
 
 def _help() -> str:

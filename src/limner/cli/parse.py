@@ -45,14 +45,15 @@ def _keep(self: Any, **values: Any) -> None:
 
 def _spell_out_flags(argv: list[str], undecided: set[str]) -> list[str]:
     """``--x`` and ``--no-x`` for settings that are True, False or left to Limner; tyro wants a value there."""
-    flags = {"--" + name.replace("_", "-"): name for name in undecided}
+    flags = {"--" + name.replace("_", "-") for name in undecided}
     words: list[str] = []
     for i, word in enumerate(argv):
         following = argv[i + 1] if i + 1 < len(argv) else ""
-        if word in flags and following not in ("True", "False", "None"):
-            words += [word, "True"]
-        elif word.startswith("--no-") and "--" + word[5:] in flags:
-            words += ["--" + word[5:], "False"]
+        flag = word.replace("_", "-")
+        if flag in flags and following not in ("True", "False", "None"):
+            words += [flag, "True"]
+        elif flag.startswith("--no-") and "--" + flag[5:] in flags:
+            words += ["--" + flag[5:], "False"]
         else:
             words.append(word)
     return words

