@@ -141,6 +141,10 @@ class PretrainConfig(TrainSettings):
             raise ValueError("--save keeps the states of all --checkpoint-freq steps; give these, or leave it out.")
         return self
 
+    def subject(self) -> str:
+        """The preset and the corpus: "nano-verdict"."""
+        return f"{self.config}-{Path(self.corpus).stem}"
+
     def loop(self) -> Loop:
         return Loop(
             epochs=self.epochs if self.epochs is not None or self.steps is not None else 10.0,

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,6 +195,22 @@ def check_name(name: str) -> str:
             f"'{name}' cannot name a run: use letters, digits and . _ + -, beginning with a letter or digit."
         )
     return name
+
+
+def default_name(runs_dir: Path, verb: str, subject: str) -> str:
+    """The name of a run that was given none: verb, subject (its data set, say) and date."""
+    letters = (letter if letter.isalnum() or letter in "._+-" else "-" for letter in subject[:60])
+    parts = (verb, "".join(letters).strip("-._"), time.strftime("%Y%m%d-%H%M%S"))
+    return free_name(runs_dir, "-".join(filter(None, parts)))
+
+
+def free_name(runs_dir: Path, name: str) -> str:
+    """``name``, or the first of name-2, name-3 and so on that no run has."""
+    candidate, number = name, 1
+    while (runs_dir / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
 
 
 def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any]) -> Run:

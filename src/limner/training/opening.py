@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limner.config.base import RunConfig
 from limner.runs import Run, Status, create_run, find_run
-from limner.runs.folder import check_name, write_config
+from limner.runs.folder import check_name, default_name, free_name, write_config
 from limner.runs.state import Told, status_of
 
 try:
@@ -92,9 +91,9 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         _refuse_others_checkpoints(config)
         if config.name is not None:
             check_name(config.name)
-        name = config.name or _free_name(config.runs_dir, f"{verb}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
+        name = config.name or default_name(config.runs_dir, verb, subject)
         if config.force_new:
-            name = _free_name(config.runs_dir, name)
+            name = free_name(config.runs_dir, name)
         run = create_run(config.runs_dir, name, verb, settings)
         return _opened(config, run, False)
     if existing.config["verb"] == verb and not _was_started(existing):
@@ -242,15 +241,6 @@ def _refuse_others_checkpoints(config: RunConfig) -> None:
             f"{folder} holds the checkpoints of another run; name another folder with --checkpoints-dir, or "
             "leave it out (they then lie in the run's own folder)."
         )
-
-
-def _free_name(runs_dir: Path, name: str) -> str:
-    name = "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in name).strip("-._")[:100]
-    candidate, number = name, 1
-    while (runs_dir / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
 
 
 def _linked_run(config: RunConfig) -> Path | None:
