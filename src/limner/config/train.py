@@ -39,6 +39,9 @@ _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "save_adapter")
 class TrainConfig(TrainSettings):
     """Train or fine-tune a captioner: vision encoder -> projection -> decoder-only language model."""
 
+    LENGTH = frozenset({"num_train_epochs", "max_steps"})
+    FURTHER = "--base-model"
+
     # -- data
     dataset: tuple[str, ...] = ()
     """One or more data sets: names (`limner data list`), hub ids, folders, manifests, .tar shards; combined."""
