@@ -192,7 +192,7 @@ def describe(run: Run, index: RunIndex, summary: RunSummary) -> RunDetail:
             pauses=[dict(pause) for pause in index.pauses],
             counts=dict(index.counts),
             damaged_lines=index.damaged_lines,
-            model=(run.model_path / "config.json").is_file() or (run.model_path / "limner.json").is_file(),
+            model=run.model_path.is_dir(),
             log_tail=run.log_tail(50) if troubled else [],
         )
 
