@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limner.whole_files import write_whole
+
 COMMANDS = {
     "pause": "hold at the next step boundary, the model kept in memory",
     "resume": "go on after a pause",
@@ -53,9 +55,7 @@ def send_command(run_folder: Path | str, name: str, **arguments: Any) -> str:
     now = time.time()
     identity = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
     body = {"id": identity, "name": name, "arguments": arguments, "time": now}
-    aside = folder / f".{identity}.tmp"
-    aside.write_text(json.dumps(body))
-    os.replace(aside, folder / f"{identity}.json")
+    write_whole(folder / f"{identity}.json", json.dumps(body))
     return identity
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from limner.runs.events import Event, EventReader
 from limner.runs.launch import Launch
 from limner.runs.state import RunState, Told, status_of
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -236,9 +237,7 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
 def write_config(path: Path, verb: str, config: dict[str, Any], folder: Path | None = None) -> None:
     """Writes a run's ``config.json``, whole or not at all. ``folder``: where it was begun; None: here."""
     body = {"verb": verb, "config": config, "folder": str(folder or Path.cwd()), "versions": _versions()}
-    aside = path / ".config.json.tmp"
-    aside.write_text(json.dumps(body, indent=2, default=str))
-    os.replace(aside, path / "config.json")
+    write_whole(path / "config.json", json.dumps(body, indent=2, default=str))
 
 
 def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:

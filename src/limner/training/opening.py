@@ -12,6 +12,7 @@ from limner.config.training import TrainSettings
 from limner.runs import Run, Status, create_run, find_run
 from limner.runs.folder import check_name, default_name, free_name, write_config
 from limner.runs.state import Told, status_of
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -245,7 +246,7 @@ def _linked_run(config: TrainSettings) -> Path | None:
 def _link_checkpoints(config: TrainSettings, run: Run) -> None:
     """A checkpoints folder outside the run's own tells whose it is."""
     if config.checkpoints_dir is not None:
-        (config.checkpoints_dir / "run.json").write_text(json.dumps({"run": str(run.path.resolve())}))
+        write_whole(config.checkpoints_dir / "run.json", json.dumps({"run": str(run.path.resolve())}))
 
 
 def _lock(run: Run) -> Any:
