@@ -131,6 +131,16 @@ def test_commands_come_in_order_and_once(run: Run) -> None:
         send_command(run.path / "nowhere", "pause")
 
 
+def test_a_command_in_the_same_tick_of_the_file_systems_clock(run: Run) -> None:
+    """Many file systems' times move on in steps of milliseconds, some in steps of one or two seconds."""
+    queue = CommandQueue(run.path)
+    assert queue.poll() == []
+    before = os.stat(queue.folder).st_mtime_ns
+    sent = send_command(run.path, "pause")
+    os.utime(queue.folder, ns=(before, before))
+    assert [command.id for command in queue.poll()] == [sent]
+
+
 def test_a_command_to_a_run_that_goes_away_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     send_command(run.path, "note", text="x")
 

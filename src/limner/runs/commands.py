@@ -27,6 +27,9 @@ COMMANDS = {
     "note": "put a person's remark into the log",
 }
 
+_TICK_NS = 2 * 10**9
+"""The coarsest file times, FAT's, move on in steps of two seconds."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -60,7 +63,7 @@ def send_command(run_folder: Path | str, name: str, **arguments: Any) -> str:
 
 
 class CommandQueue:
-    """The trainer's end of the command folder. `poll` costs one ``stat`` when nothing has changed."""
+    """The trainer's end of the command folder. `poll` costs one ``stat`` when nothing has changed for a while."""
 
     def __init__(self, run_folder: Path | str) -> None:
         self.folder = Path(run_folder) / "commands"
@@ -86,6 +89,8 @@ class CommandQueue:
                 command = Command(path.stem, "invalid")
             path.unlink(missing_ok=True)
             commands.append(command)
-        # Our own unlinks changed the folder's time; remember the time only of a folder seen empty.
-        self._seen_mtime = mtime if not commands else -1
+        # Our own unlinks changed the folder's time, and a command of the same tick of the file system's clock does
+        # not change it: remember the time only of a folder seen empty some ticks later.
+        settled = time.time_ns() - mtime > _TICK_NS
+        self._seen_mtime = mtime if not commands and settled else -1
         return commands
