@@ -171,8 +171,3 @@ class EventReader:
                     return
                 self.offset += len(line)
                 yield json.loads(line)
-
-
-def read_events(path: Path | str, after_seq: int = 0) -> list[Event]:
-    """All whole events of a log with ``seq`` greater than ``after_seq``."""
-    return [event for event in EventReader(path).read() if event["seq"] > after_seq]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from limner.runs.events import Event, EventReader
-from limner.runs.state import STATUS_EVENTS, RunState, Status, derive_status, process_alive
+from limner.runs.launch import Launch
+from limner.runs.state import RunState, Told, status_of
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -92,20 +95,18 @@ class Run:
         paths = [self.checkpoints_path / name for name in sorted(names) if name.startswith("step-")]
         return [path for path in paths if path.is_dir()]
 
-    def state(self, events: list[Event] | None = None) -> RunState:
-        """What the run is doing now. ``events``: the whole log, where the caller has read it already."""
-        events = self.events() if events is None else events
-        start = next((event for event in reversed(events) if event["type"] == "start"), None)
-        last = next((event for event in reversed(events) if event["type"] in STATUS_EVENTS), None)
-        process = next((event for event in reversed(events) if "pid" in event), None)
-        alive = process is not None and process_alive(process, events[-1]["time"])
-        status, detail = derive_status(last, alive)
-        finished = status in (Status.COMPLETED, Status.QUEUED)
+    def state(self, told: Told | None = None) -> RunState:
+        """What the run is doing now. ``told``: what its log tells, where the caller has read it already."""
+        told = Told.by(self.events()) if told is None else told
+        launch = Launch.load(self.path)
+        status, detail = status_of(told, launch)
+        start = told.start or {}
         return RunState(
             status=status,
-            step=events[-1]["step"] if events else 0,
-            total_steps=start.get("total_steps") if start else None,
-            resumable=not finished and not status.active and bool(self.checkpoints()),
+            step=told.last["step"] if told.last else 0,
+            total_steps=start.get("total_steps"),
+            resumable=status.unfinished and bool(self.checkpoints()),
+            device=start.get("device") or (launch.device if launch else None),
             detail=detail,
         )
 
@@ -197,6 +198,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def default_name(runs_dir: Path, verb: str, subject: str) -> str:
+    """The name of a run that was given none: verb, subject (its data set, say) and date."""
+    letters = (letter if letter.isalnum() or letter in "._+-" else "-" for letter in subject[:60])
+    parts = (verb, "".join(letters).strip("-._"), time.strftime("%Y%m%d-%H%M%S"))
+    return free_name(runs_dir, "-".join(filter(None, parts)))
+
+
+def free_name(runs_dir: Path, name: str) -> str:
+    """``name``, or the first of name-2, name-3 and so on that no run has."""
+    candidate, number = name, 1
+    while (runs_dir / candidate).exists():
+        number += 1
+        candidate = f"{name[:120]}-{number}"
+    return candidate
+
+
 def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any]) -> Run:
     """Makes the folder of a new run, with its ``config.json``.
 
@@ -220,9 +237,7 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
 def write_config(path: Path, verb: str, config: dict[str, Any], folder: Path | None = None) -> None:
     """Writes a run's ``config.json``, whole or not at all. ``folder``: where it was begun; None: here."""
     body = {"verb": verb, "config": config, "folder": str(folder or Path.cwd()), "versions": _versions()}
-    aside = path / ".config.json.tmp"
-    aside.write_text(json.dumps(body, indent=2, default=str))
-    os.replace(aside, path / "config.json")
+    write_whole(path / "config.json", json.dumps(body, indent=2, default=str))
 
 
 def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:

@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from limner.runs import Run, Status
-from limner.runs.launch import Launch, status_of
+from limner.runs.launch import Launch
 from limner.runs.state import process_alive
 from limner.server.errors import Refusal
 from limner.server.watch import Runs
+from limner.whole_files import write_whole
 
 log = logging.getLogger("limner.server")
 LOOK_SECONDS = 0.5
@@ -123,12 +124,9 @@ class Launcher:
             if watched.recorded or self.position(watched.run.name) is not None:
                 continue
             watched.index.update()
-            launch = Launch.load(watched.run.path)
-            status, _ = status_of(watched.index, launch)
-            if status.active:
-                told = watched.index.starts[-1].get("device") if watched.index.starts else None
-                device = str(told or (launch.device if launch else "cpu"))
-                busy[device.split(":")[0]] = watched.run.name
+            state = watched.run.state(watched.index.told)
+            if state.status.active:
+                busy[(state.device or "cpu").split(":")[0]] = watched.run.name
         return busy
 
     def _start(self, waiting: Waiting) -> None:
@@ -205,9 +203,7 @@ class Launcher:
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".queue.{os.getpid()}")
-        aside.write_text(json.dumps({"queue": [asdict(waiting) for waiting in self._queue]}, indent=1))
-        os.replace(aside, self.path)
+        write_whole(self.path, json.dumps({"queue": [asdict(waiting) for waiting in self._queue]}, indent=1))
 
 
 def resolve_device(device: str) -> str:
