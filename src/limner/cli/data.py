@@ -7,11 +7,10 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import NOTES, note
+from limner.cli.telling import NOTES, answers, note
 from limner.config.data import ListData, PrepareData
 
 VERBS = {
@@ -69,7 +68,7 @@ def _list(argv: list[str]) -> int:
         source = module.REPOSITORY or ("drawn here" if name == "scenes" else "local files")
         table.add_row(name, f"{known:,}" if known else "", size(here.num_bytes) if here else "", source, about)
     if not config.json_:
-        Console().print(table)
+        answers().print(table)
         print(
             "\nAlso: any hub id; a folder, manifest or .tar shards of your own. `all`: every data set of the hub."
         )

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import bar, made
+from limner.cli.telling import answers, bar, made
 from limner.config.data_quality import ReportData
 
 
@@ -40,7 +39,7 @@ def run(argv: list[str]) -> int:
         table.add_column(heading, justify="right" if heading == "pictures" else "left")
     for name, what in (PROPOSALS | ONLY_TOLD).items():
         table.add_row(name, f"{summary['findings'][name]:,}", what)
-    console = Console()
+    console = answers()
     console.print(table)
     objects, words = summary["objects"], summary["words"]["mean"]
     for line in (

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from limner import __version__
 from limner.cli.parse import parse
-from limner.cli.telling import bar, made, note
+from limner.cli.telling import answers, bar, made, note
 from limner.config.evaluate import EvaluateConfig
 from limner.runs.models import find_model
 
@@ -72,7 +72,7 @@ def _evaluate(
     if config.json_:
         print(json.dumps(assessment.as_dict() | {"settings": facts, "folder": str(log.folder)}, ensure_ascii=False))
     else:
-        print_scores(assessment, Console())
+        print_scores(assessment, answers())
         print(f"Report: {log.folder / 'report.html'}")
     return 0
 
@@ -113,7 +113,7 @@ def _compare(
     if config.json_:
         print(json.dumps(result | {"folder": str(log.folder)}, ensure_ascii=False))
         return 0
-    _print_comparison(differences, pictures, Console())
+    _print_comparison(differences, pictures, answers())
     print(f"Report: {log.folder / 'report.html'}")
     return 0
 

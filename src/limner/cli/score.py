@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
+from limner.cli.telling import answers
 from limner.config.score import ScoreConfig
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(argv: list[str]) -> int:
     if config.json_:
         print(json.dumps(assessment.as_dict(config.per_image), ensure_ascii=False))
         return 0
-    print_scores(assessment, Console())
+    print_scores(assessment, answers())
     if config.per_image:
         _print_images(assessment)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from limner.data.sizes import Progress as Told
 
 NOTES = Console(stderr=True, highlight=False)
+
+
+def answers() -> Console:
+    """Standard output, for tables: in a pipe they are as wide as they need, since no terminal folds them."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1_000)
 
 
 def note(text: str) -> None:
