@@ -148,6 +148,43 @@ def test_cleaning_follows_the_report_and_leaves_the_source_alone(
     assert not (tmp_path / "other").exists()
 
 
+def test_captions_of_copies_stay_in_their_split(tmp_path: Path) -> None:
+    """A picture that is twice in training and twice in validation stays once, in validation, with its captions."""
+    data, out, common = tmp_path / "data", tmp_path / "out", ["--cache-dir", str(tmp_path / "cache")]
+    for split, names in (("train", ("a1", "a2", "b")), ("validation", ("a3", "a4", "c"))):
+        (data / split).mkdir(parents=True)
+        for name in names:
+            smooth_picture("abc".index(name[0])).save(data / split / f"{name}.png")
+            (data / split / f"{name}.txt").write_text(f"A dog that {name} has.")
+    assert main(["data", "report", str(data), "--out", str(tmp_path / "report"), *common]) == 0
+    with open(tmp_path / "report/examples.csv", newline="") as file:
+        found = {Path(row["image_id"]).stem: (row["findings"], row["like"]) for row in csv.DictReader(file)}
+    assert found["a1"] == ("leak", "validation/a3.png")
+    assert found["a2"] == ("duplicate leak", "train/a1.png")
+    assert found["a3"] == ("", "") and found["a4"] == ("duplicate", "validation/a3.png")
+    assert main(["data", "clean", str(data), "--out", str(out), *common]) == 0
+    captions = {record.image_id: record.captions for record in ImageCaptionDataset(out)}
+    assert captions == {
+        "train/b.png": ["A dog that b has."],
+        "validation/a3.png": ["A dog that a3 has.", "A dog that a4 has."],
+        "validation/c.png": ["A dog that c has."],
+    }
+
+
+def test_captions_without_spaces_are_not_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["一只棕色的狗在草地上奔跑。", "茶色の犬が草原を走っている。", "สุนัขวิ่งอยู่บนหญ้า", "A dog on 草 runs."]
+    for name, captions in (("data", said), ("curt", ["Dog", "A cat"])):
+        (tmp_path / name).mkdir()
+        for number, caption in enumerate(captions):
+            smooth_picture(number).save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text(caption, encoding="utf-8")
+    common = ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    assert main(["data", "clean", str(tmp_path / "data"), *common, str(tmp_path / "out")]) == 0
+    assert sorted(r.captions[0] for r in ImageCaptionDataset(tmp_path / "out")) == sorted(said)
+    assert main(["data", "clean", str(tmp_path / "curt"), *common, str(tmp_path / "none")]) == 1
+    assert "captions dropped (short): 2" in capsys.readouterr().err
+
+
 def test_merging_joins_equal_pictures_and_keeps_held_out_ones_held_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +245,10 @@ def test_near_pairs_are_those_of_the_plain_way() -> None:
     for distance in (0, 2, 4, 7):
         plain = [(i, j) for j in range(120) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= distance]
         assert near_pairs(hashes, range(120), distance) == sorted(plain)
+    for distance in range(1, 17):  # planted at just this distance
+        for one in hashes:
+            bits = random.choice(64, distance, replace=False)
+            assert near_pairs([one, one ^ sum(1 << int(bit) for bit in bits)], range(2), distance) == [(0, 1)]
     assert same(["a", "b", "", "a", "", "b", "a"]) == [[0, 3, 6], [1, 5]]
 
 
@@ -280,6 +321,8 @@ def test_distribution(counts: dict[str, int], gini: float, entropy: float) -> No
         ("Close-up of a bee", "A bee."),
         ("An image of", "An image of."),
         ("What a dog!", "What a dog!"),
+        ("an old .22 rifle , loaded", "An old .22 rifle, loaded."),
+        ("a child smiles :) at  me !!", "A child smiles :) at me!!"),
         ("  ", ""),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from limner.data.records import Record
-from limner.evaluation.quality.examine import LONG, SHORT, Example, Quality
+from limner.evaluation.quality.examine import Example, Quality, length_of
 from limner.evaluation.quality.new_set import Entry
 from limner.evaluation.quality.words import OPENINGS, respaced, rewrite
 from limner.words.ptb import ptb_tokenize
@@ -68,9 +68,9 @@ def _captions(texts: list[str], actions: Collection[str], cleaning: Cleaning) ->
         if opens_emptily or ("spacing" in actions and respaced(text) != text):
             changed = rewrite(text)
         tokens = ptb_tokenize(changed)
-        num_words = len(tokens.split())
-        if ("short" in actions and num_words < SHORT) or ("long" in actions and num_words > LONG):
-            cleaning.done[f"captions dropped ({'short' if num_words < SHORT else 'long'})"] += 1
+        length = length_of(changed, tokens.split())
+        if length in actions:
+            cleaning.done[f"captions dropped ({length})"] += 1
         elif "repeated" in actions and tokens in known:
             cleaning.done["captions dropped (repeated)"] += 1
         else:

@@ -61,7 +61,7 @@ def write_set(entries: Iterable[Entry], folder: Path, title: str, told: Callable
     try:
         counts = _write(entries, aside)
         if not sum(counts.values()):
-            raise ValueError("Nothing would be left of the data set; nothing was written.")
+            raise ValueError(f"Nothing would be left of the data set ({'; '.join(told())}); nothing was written.")
         (aside / "README.md").write_text(_card(title, told(), counts), encoding="utf-8")
         aside.chmod(0o755)
         if folder.exists():
