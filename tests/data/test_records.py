@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from limner.data.records import assign_splits, split_name, split_of
+from limner.data.records import assign_splits, sampled, split_name, split_of
 
 
 def test_the_split_is_pinned_for_ever() -> None:
@@ -62,3 +62,9 @@ def test_named_splits_win() -> None:
         split_name("holdout")
     with pytest.raises(ValueError, match="add up to 1"):
         split_of("a", fractions=(0.5, 0.1, 0.1))
+
+
+def test_a_sample_is_drawn_alike_every_time_and_keeps_the_order() -> None:
+    """Recorded: an evaluation that is taken up again must be of the same pictures."""
+    assert sampled("abcdefghij", 3, seed=42) == ["a", "b", "e"]
+    assert sampled("abc", 3, seed=42) == sampled("abc", None, seed=42) == ["a", "b", "c"]

@@ -136,7 +136,7 @@ def test_a_narrower_review_leaves_the_others_in_the_set(tmp_path: Path, records:
 @pytest.fixture
 def server(tmp_path: Path, records: list[tuple[Record, Any]]) -> Iterator[ReviewServer]:
     one = ReviewServer(Review(records, tmp_path / "out"), 0)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
+    threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
     yield one
     one.shutdown()
     one.server_close()

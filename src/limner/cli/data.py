@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
+from limner.cli.telling import NOTES, note
 from limner.config.data import ListData, PrepareData
 
 VERBS = {
@@ -83,13 +84,7 @@ def _prepare(argv: list[str]) -> int:
     from limner.data.loading import check_images
     from limner.data.sizes import size
 
-    console = Console(stderr=True, highlight=False)
-    options = Options(
-        config.cache_dir,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        say=lambda text: console.print(text, markup=False, soft_wrap=True),
-    )
+    options = Options.of(config, note)
     for name in expand(config.names):
         repository = repository_of(name)
         if repository is not None and prepared(name, options) is None:
@@ -98,11 +93,11 @@ def _prepare(argv: list[str]) -> int:
         records = [*splits.train, *splits.validation, *splits.test]
         sound = len(records)
         if config.check_pictures:
-            with console.status(f"{name}: decoding {len(records):,} pictures"):
+            with NOTES.status(f"{name}: decoding {len(records):,} pictures"):
                 good, remarks = check_images(records, skip_bad_images=True)
             sound = len(good)
             for remark in remarks:
-                options.say(f"{name}: {remark.replace(' They are left out.', '')}")
+                note(f"{name}: {remark.replace(' They are left out.', '')}")
         here = prepared(name, options)
         if config.json_:
             print(json.dumps(_facts(name, splits, here.num_bytes if here else None, len(records) - sound)))

@@ -6,20 +6,21 @@ from typing import get_args
 
 from rich.console import Console
 
-from limner.cli.data_report import bar, load_splits
 from limner.cli.parse import parse
+from limner.cli.telling import bar
 from limner.config.data_quality import Action, CleanData
 
 
 def run(argv: list[str]) -> int:
     config = parse(CleanData, argv, "limner data clean")
+    from limner.data.catalogue import load_splits
     from limner.evaluation.quality.clean import Cleaning, clean
     from limner.evaluation.quality.examine import examine
     from limner.evaluation.quality.new_set import check_free, write_set
 
     check_free(config.out)
     remarks: list[str] = []
-    splits = load_splits(config, remarks)
+    splits = load_splits(config, remarks.append, skip_bad_images=True)
     with bar() as progress:
         quality = examine(splits, near=config.near, progress=progress)
     actions = [action for action in get_args(Action) if action not in config.keep]

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from limner.cli.data_report import bar, load_splits
 from limner.cli.parse import parse
+from limner.cli.telling import bar, note
 from limner.config.data_quality import LabelData
 
 if TYPE_CHECKING:
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 
 def run(argv: list[str]) -> int:
     config = parse(LabelData, argv, "limner data label")
+    from limner.data.catalogue import load_splits
     from limner.data.records import SPLITS
     from limner.evaluation.quality.label import AnswerLog, estimate, label, labelled
     from limner.evaluation.quality.new_set import check_free, write_set
@@ -36,16 +35,15 @@ def run(argv: list[str]) -> int:
         rate=Rate(config.per_minute) if config.per_minute else None,
     )
     remarks: list[str] = []
-    splits = load_splits(config, remarks)
+    splits = load_splits(config, remarks.append, skip_bad_images=True)
     pairs = [(record, split) for split in SPLITS for record in splits[split]][: config.sample]
     records = [record for record, _ in pairs]
     answers = config.out.with_name(config.out.name + ".answers")
     log = AnswerLog(answers, config.model, prompt, config.rewrite)
     left = sum(log.caption(record) is None for record in records)
     told = estimate(left, prompt, config.max_side, config.price_in, config.price_out, config.per_minute)
-    console = Console(stderr=True, highlight=False)
     for line in [*remarks, _sentence(told, len(records))]:
-        console.print(line, markup=False, soft_wrap=True)
+        note(line)
     if left and not config.yes and not _agreed():
         print("Nothing was asked.")
         return 1
@@ -58,9 +56,9 @@ def run(argv: list[str]) -> int:
             progress=lambda done, total: progress("asking the teacher", done, total, "pictures"),
         )
     for reason in refused[:20]:
-        console.print(f"No caption for {reason}", markup=False, soft_wrap=True)
+        note(f"No caption for {reason}")
     if refused:
-        console.print(f"{len(refused):,} pictures have no caption; the same command asks for them again.")
+        note(f"{len(refused):,} pictures have no caption; the same command asks for them again.")
         if len(refused) == len(records):
             return 1
     title = f"{' '.join(config.dataset)}, captioned by {config.model}"

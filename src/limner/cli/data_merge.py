@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
-from limner.cli.data_report import load_splits
 from limner.cli.parse import parse
 from limner.config.data_quality import MergeData
 
 
 def run(argv: list[str]) -> int:
     config = parse(MergeData, argv, "limner data merge")
+    from limner.data.catalogue import load_splits
     from limner.evaluation.quality.merge import merge, push
     from limner.evaluation.quality.new_set import check_free, write_set
 
     check_free(config.out)
     remarks: list[str] = []
-    splits = load_splits(config, remarks, config.skip_bad_images)
+    splits = load_splits(config, remarks.append)
     done: Counter[str] = Counter()
 
     def told() -> list[str]:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from limner.cli.parse import parse
+from limner.cli.telling import bar
 from limner.config.data_quality import ReportData
-
-if TYPE_CHECKING:
-    from limner.data.records import Splits
-    from limner.evaluation.quality.examine import Progress as Told
-
-NOTES = Console(stderr=True, highlight=False)
 
 
 def run(argv: list[str]) -> int:
     config = parse(ReportData, argv, "limner data report")
+    from limner.data.catalogue import load_splits
     from limner.evaluation.quality.examine import NOTES as ONLY_TOLD
     from limner.evaluation.quality.examine import PROPOSALS, examine
     from limner.evaluation.quality.page import write_report
 
     alignment = _alignment(config)
     remarks: list[str] = []
-    splits = load_splits(config, remarks)
+    splits = load_splits(config, remarks.append, skip_bad_images=True)
     with bar() as progress:
         originals = _originals(config)
         quality = examine(splits, originals=originals, alignment=alignment, near=config.near, progress=progress)
@@ -60,36 +53,6 @@ def run(argv: list[str]) -> int:
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def load_splits(config: Any, remarks: list[str], skip_bad_images: bool = True) -> Splits:
-    """The records of the data sets that a data verb names; what had to be left out is told in ``remarks``."""
-    from limner.data.catalogue import load_dataset_by_name
-    from limner.data.catalogue.rows import Options
-
-    options = Options(
-        cache_dir=config.cache_dir,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        skip_bad_images=skip_bad_images,
-        say=remarks.append,
-    )
-    return load_dataset_by_name(config.dataset, options, seed=config.seed)
-
-
-@contextmanager
-def bar() -> Iterator[Told]:
-    """A progress bar on standard error, one for each phase."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=NOTES, transient=True) as shown:
-        tasks: dict[str, Any] = {}
-
-        def tell(phase: str, done: int, total: int, unit: str) -> None:
-            if phase not in tasks:
-                tasks[phase] = shown.add_task(phase, total=total)
-            shown.update(tasks[phase], completed=done, total=total)
-
-        yield tell
 
 
 def _alignment(config: ReportData) -> Any:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from limner import __version__
 from limner.cli.parse import parse
+from limner.cli.telling import bar, note
 from limner.config.evaluate import EvaluateConfig
 from limner.runs.models import find_model
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from limner.evaluation.any_captioner import Describes
     from limner.evaluation.captioning import CaptionLog, Said
     from limner.evaluation.comparison import Difference
-
-NOTES = Console(stderr=True, highlight=False)
 
 
 def run(argv: list[str]) -> int:
@@ -191,7 +187,8 @@ def _said(
         "consensus": config.consensus,
     }
     bad: dict[str, str] | None = {} if config.skip_bad_images else None
-    with _bar(f"captioning ({name})" if config.before else "captioning") as progress:
+    phase = f"captioning ({name})" if config.before else "captioning"
+    with bar() as progress:
         said = caption_records(
             lambda: _open(config, model),
             records,
@@ -200,26 +197,18 @@ def _said(
             shard=config.parts,
             batch_size=config.batch_size,
             settings={key: value for key, value in settings.items() if value is not None},
-            progress=progress,
+            progress=lambda done, total: progress(phase, done, total, "pictures"),
             bad=bad,
         )
     for reason in (bad or {}).values():
-        NOTES.print(f"Left out: {reason}", markup=False, soft_wrap=True)
+        note(f"Left out: {reason}")
     missing = len(records) - len(said) - len(bad or {})
     if config.parts[1] > 1 and missing:
-        NOTES.print(f"Part {config.shard} is done; {missing:,} pictures wait for the other parts.")
+        note(f"Part {config.shard} is done; {missing:,} pictures wait for the other parts.")
         return None
     if not said:
         raise ValueError("None of the pictures could be read.")
     return said
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=NOTES, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _open(config: EvaluateConfig, model: str) -> Describes:
@@ -256,19 +245,15 @@ def _records(config: EvaluateConfig) -> tuple[list[Record], DocumentFrequency | 
     """The pictures, and CIDEr's document frequencies: of the whole split, however few pictures are drawn."""
     if not config.dataset:
         return _pictures(config.targets), None
-    from limner.data.catalogue import load_dataset_by_name
-    from limner.data.catalogue.rows import Options
+    from limner.data.catalogue import load_splits
+    from limner.data.records import sampled
     from limner.evaluation import DocumentFrequency
 
-    options = Options.of(config, lambda text: NOTES.print(text, markup=False, soft_wrap=True))
-    records = list(load_dataset_by_name(config.dataset, options, seed=config.seed)[config.split])
+    records = load_splits(config, note)[config.split]
     if not records:
         raise ValueError(f"{' '.join(config.dataset)} has no pictures in its {config.split} split; try --split.")
     frequencies = DocumentFrequency.of(record.captions for record in records)
-    if config.sample is not None and config.sample < len(records):
-        chosen = sorted(random.Random(config.seed).sample(range(len(records)), config.sample))
-        records = [records[row] for row in chosen]
-    return records, frequencies
+    return sampled(records, config.sample, config.seed), frequencies
 
 
 def _pictures(names: tuple[str, ...]) -> list[Record]:

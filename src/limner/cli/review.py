@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import sys
 import webbrowser
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.cli.data_report import load_splits
 from limner.cli.parse import parse
+from limner.cli.telling import note
 from limner.config.review import ReviewConfig
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def run(argv: list[str]) -> int:
     captions = config.captions and str(config.captions.resolve())
     review = Review(_records(config), folder, {"dataset": _places(config.dataset), "captions": captions})
     for remark in review.remarks:
-        print(remark, file=sys.stderr)
+        note(remark)
     server = _serve(review, config.port)
     done = sum(item["decision"] is not None for item in review.state()["items"])
     print(f"{len(review.records):,} pictures, {done:,} decided. Open {server.address}", flush=True)
@@ -53,12 +51,10 @@ def _places(names: tuple[str, ...]) -> list[str]:
 
 
 def _records(config: ReviewConfig) -> list[tuple[Record, Split]]:
-    from limner.data.records import SPLITS
+    from limner.data.catalogue import load_splits
+    from limner.data.records import SPLITS, sampled
 
-    remarks: list[str] = []
-    splits = load_splits(config, remarks)
-    for remark in remarks:
-        print(remark, file=sys.stderr)
+    splits = load_splits(config, note, skip_bad_images=True)
     wanted = SPLITS if config.split is None else (config.split,)
     pairs = [(record, split) for split in wanted for record in splits[split]]
     if config.captions is not None:
@@ -67,10 +63,7 @@ def _records(config: ReviewConfig) -> list[tuple[Record, Split]]:
         references = {record.image_id: record.captions for record, _ in pairs}
         found = match(read_captions(config.captions)[0], references, {})
         pairs = [(replace(r, captions=found[r.image_id]), split) for r, split in pairs if r.image_id in found]
-    if config.sample is not None and config.sample < len(pairs):
-        rows = sorted(random.Random(config.seed).sample(range(len(pairs)), config.sample))
-        pairs = [pairs[row] for row in rows]
-    return pairs
+    return sampled(pairs, config.sample, config.seed)
 
 
 def _serve(review: Review, port: int) -> ReviewServer:

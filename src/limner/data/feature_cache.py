@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 from limner.data.images import ImageSource, PixelSettings, image_bytes
-from limner.data.loading import Progress, load_pictures, settle_failures
+from limner.data.loading import load_pictures, settle_failures
 from limner.data.records import Record
-from limner.data.sizes import size
+from limner.data.sizes import SPARE, Progress, free_bytes, size
 
 try:
     import fcntl
@@ -49,7 +49,6 @@ _FORMAT = 1
 _DIGEST = 32
 _FLUSH_SECONDS = 5.0
 _GROUP = 64  # channels that share a scale in int8: a few channels of a trained encoder are 100 times the others
-_SPARE = 2**30  # bytes that are left free on the disk
 
 
 def image_digest(source: ImageSource) -> bytes:
@@ -93,7 +92,7 @@ class CachePlan:
 
     @property
     def fits(self) -> bool:
-        return not self.new or self.need_bytes + _SPARE <= self.free_bytes
+        return not self.new or self.need_bytes + SPARE <= self.free_bytes
 
     def __str__(self) -> str:
         known = len(self.digests) - len(self.failures) - len(self.new)
@@ -101,7 +100,7 @@ class CachePlan:
         told += f"{size(self.need_bytes)} ({size(self.row_bytes)} a picture) in {self.folder}"
         if self.fits:
             return f"{told}, {size(self.free_bytes)} free"
-        return f"{told}, but only {size(self.free_bytes)} are free there (and {size(_SPARE)} stay free)"
+        return f"{told}, but only {size(self.free_bytes)} are free there (and {size(SPARE)} stay free)"
 
 
 class FeatureCache:
@@ -175,9 +174,7 @@ class FeatureCache:
             if digest and digest not in known:
                 known.add(digest)
                 new.append(k)
-        place = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(place).free
-        return CachePlan(digests, failures, new, self.row_bytes, free, self.folder)
+        return CachePlan(digests, failures, new, self.row_bytes, free_bytes(self.folder), self.folder)
 
     def fill(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from limner.data.images import PixelSettings, load_image
 from limner.data.records import Record
-
-Progress = Callable[[str, int, int, str], None]
-"""``progress(phase, done, total, unit)``, as `limner.training.task.Progress`."""
+from limner.data.sizes import Progress
 
 _FEW = 64  # pictures that are decoded before worker processes have even started
 

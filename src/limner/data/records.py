@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from limner.data.images import ImageSource
 
+T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 THE_ANSWER_TO_LIFE_THE_UNIVERSE_AND_EVERYTHING = 42
@@ -138,6 +140,13 @@ def assign_splits(
                 spare = [k for k, split in enumerate(splits) if split == "test"]
             _move(items, splits, min(spare, key=positions.__getitem__), "validation")
     return splits
+
+
+def sampled(items: Sequence[T], count: int | None, seed: int) -> list[T]:
+    """``count`` of the items, or all where there are no more, the same ones for a seed, in their order."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[row] for row in sorted(random.Random(seed).sample(range(len(items)), count))]
 
 
 def _move(items: list[tuple[str, Split | None]], splits: list[Split], chosen: int, to: Split) -> None:

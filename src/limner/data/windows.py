@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from limner.data.sizes import Progress
 from limner.tokenizer import Tokenizer
-
-Progress = Callable[[str, int, int, str], None]
-"""``progress(phase, done, total, unit)``."""
 
 _PIECE = 1_000_000
 """Characters that are encoded at once."""

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from limner.evaluation.controls import Controls, controls
-from limner.evaluation.diversity import self_cider
-from limner.evaluation.meteor import MeteorChoice, find_meteor
-from limner.evaluation.scoring import Scorer, Table, report
-from limner.words.ptb import ptb_tokenize
+from limner.evaluation.meteor import MeteorChoice
+from limner.evaluation.scoring import Scorer, Table, score_candidates
 from limner.words.tf_idf import DocumentFrequency
 
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
@@ -73,30 +71,16 @@ def assess(
     Raises:
         ValueError: predictions without references, or nothing to score.
     """
-    if not predictions:
-        raise ValueError("There are no predictions to score.")
-    strangers = [key for key in predictions if key not in references]
-    if strangers:
-        raise ValueError(
-            f"{len(strangers)} of {len(predictions)} predictions have no reference (the first: {strangers[0]}); "
-            "check that both name the images alike."
-        )
-    chosen = {key: group[0] for key, group in predictions.items()}
-    scorer = scorer or Scorer(references, document_frequency)
-    implementation = find_meteor(meteor)
-    table = scorer.score(chosen, implementation, rouge_package=True)
+    scored = score_candidates(predictions, references, document_frequency, meteor, scorer)
+    chosen, table = scored.predictions, scored.table
     for metric, values in (further or {}).items():
         table.per_image[metric], table.corpus[metric] = values, float(values.mean())
-    name = implementation.name if implementation else None
-    scores = report(table, chosen, name, per_image=True, intervals=True, seed=seed)
-    several = [[ptb_tokenize(text) for text in group] for group in predictions.values() if len(group) > 1]
-    if several:
-        scores["self_CIDEr"] = self_cider(several, scorer.cider.document_frequency)
+    scores = scored.as_dict(per_image=True, intervals=True, seed=seed)
     expected = {key: list(references[key]) for key in chosen}
     remarks = _remarks(chosen, references, document_frequency)
-    if name is None and meteor != "off":
+    if scored.meteor is None and meteor != "off":
         remarks.append("METEOR is missing: it needs Java and pycocoevalcap, or NLTK (the extra `metrics`).")
-    return Assessment(chosen, expected, table, scores, controls(scorer, chosen, table, seed), remarks)
+    return Assessment(chosen, expected, table, scores, controls(scored.scorer, chosen, table, seed), remarks)
 
 
 def _remarks(

@@ -169,65 +169,77 @@ def score(
     Raises:
         ValueError: nothing to score, or a prediction without references.
     """
-    several, expected = _normalised(predictions, references)
-    chosen = {key: group[0] for key, group in several.items()}
-    scorer = Scorer(expected, document_frequency)
-    implementation = find_meteor(meteor)
-    table = scorer.score(chosen, implementation, rouge_package=True)
-    return report(table, chosen, implementation.name if implementation else None, per_image, intervals, seed) | (
-        _variety(several, scorer.cider.document_frequency)
-    )
-
-
-def report(
-    table: Table,
-    predictions: Mapping[str, str],
-    meteor_name: str | None,
-    per_image: bool = False,
-    intervals: bool = False,
-    seed: int = 42,
-) -> dict[str, Any]:
-    """What `score` returns, from a table: plain numbers that JSON can hold."""
-    result: dict[str, Any] = dict(table.corpus) | {"METEOR_implementation": meteor_name}
-    result |= diversity([ptb_tokenize(text) for text in predictions.values()])
-    result["num_images"] = len(table.ids)
-    if intervals:
-        resamples = table.resampled(resample_counts(len(table.ids), seed))
-        result["intervals"] = {name: interval(values) for name, values in resamples.items()}
-    if per_image:
-        columns = {name: values.tolist() for name, values in table.per_image.items()}
-        result["per_image"] = {
-            key: {name: values[row] for name, values in columns.items()} for row, key in enumerate(table.ids)
-        }
-    return result
-
-
-def _variety(several: Mapping[str, Sequence[str]], document_frequency: DocumentFrequency) -> dict[str, float]:
-    groups = [[ptb_tokenize(text) for text in group] for group in several.values() if len(group) > 1]
-    return {"self_CIDEr": self_cider(groups, document_frequency)} if groups else {}
-
-
-def _normalised(
-    predictions: Predictions, references: References
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Both by image id (text), each with a list of captions."""
     if isinstance(predictions, Mapping) != isinstance(references, Mapping):
         raise ValueError("Give predictions and references both by image id, or both as lists in the same order.")
     if not isinstance(predictions, Mapping) and len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions do not match {len(references)} lists of references.")
-    found, expected = _by_id(predictions), _by_id(references)
-    if not found:
+    scored = score_candidates(_by_id(predictions), _by_id(references), document_frequency, meteor)
+    return scored.as_dict(per_image, intervals, seed)
+
+
+@dataclass
+class Scored:
+    """A set of captions with its scores."""
+
+    predictions: dict[str, str]
+    """What was scored: the first caption of each image."""
+    table: Table
+    scorer: Scorer
+    meteor: str | None
+    """The name of what computed METEOR."""
+    variety: dict[str, float]
+    """``self_CIDEr``, where an image has several captions."""
+
+    def as_dict(self, per_image: bool = False, intervals: bool = False, seed: int = 42) -> dict[str, Any]:
+        """What `score` returns: plain numbers that JSON can hold."""
+        table = self.table
+        result: dict[str, Any] = dict(table.corpus) | {"METEOR_implementation": self.meteor} | self.variety
+        result |= diversity([ptb_tokenize(text) for text in self.predictions.values()])
+        result["num_images"] = len(table.ids)
+        if intervals:
+            resamples = table.resampled(resample_counts(len(table.ids), seed))
+            result["intervals"] = {name: interval(values) for name, values in resamples.items()}
+        if per_image:
+            columns = {name: values.tolist() for name, values in table.per_image.items()}
+            result["per_image"] = {
+                key: {name: values[row] for name, values in columns.items()} for row, key in enumerate(table.ids)
+            }
+        return result
+
+
+def score_candidates(
+    candidates: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    document_frequency: DocumentFrequency | None = None,
+    meteor: MeteorChoice = "auto",
+    scorer: Scorer | None = None,
+) -> Scored:
+    """The first caption of each image by every metric, and the variety of those with several.
+
+    Args:
+        scorer: of these references, where there is one already.
+
+    Raises:
+        ValueError: nothing to score, or a prediction without references.
+    """
+    if not candidates:
         raise ValueError("There are no predictions to score.")
-    strangers = [key for key in found if key not in expected]
+    strangers = [key for key in candidates if key not in references]
     if strangers:
         raise ValueError(
-            f"{len(strangers)} of {len(found)} predictions have no reference (the first: {strangers[0]}); "
+            f"{len(strangers)} of {len(candidates)} predictions have no reference (the first: {strangers[0]}); "
             "check that both name the images alike."
         )
-    for key, group in found.items():
+    for key, group in candidates.items():
         if not group or not all(isinstance(text, str) for text in group):
             raise ValueError(f"The prediction of image {key} is no text.")
-    return found, expected
+    scorer = scorer or Scorer(references, document_frequency)
+    chosen = {key: group[0] for key, group in candidates.items()}
+    implementation = find_meteor(meteor)
+    table = scorer.score(chosen, implementation, rouge_package=True)
+    several = [[ptb_tokenize(text) for text in group] for group in candidates.values() if len(group) > 1]
+    variety = {"self_CIDEr": self_cider(several, scorer.cider.document_frequency)} if several else {}
+    return Scored(chosen, table, scorer, implementation.name if implementation else None, variety)
 
 
 def _by_id(captions: Predictions | References) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Progress = Callable[[str, int, int, str], None]
-"""``progress(phase, done, total, unit)``: told while data is prepared; becomes `progress` events and a bar."""
+from limner.data.sizes import Progress
 
 
 @dataclass

@@ -13,9 +13,10 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limner.data.records import SPLITS, THE_ANSWER_TO_LIFE_THE_UNIVERSE_AND_EVERYTHING, Split, Splits
+from limner.data.sizes import Progress
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -99,7 +100,7 @@ def load_dataset_by_name(
     options: Options | None = None,
     weights: Sequence[float] = (),
     seed: int = THE_ANSWER_TO_LIFE_THE_UNIVERSE_AND_EVERYTHING,
-    progress: Callable[[str, int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Splits:
     """The records of one or several data sets, by split.
 
@@ -142,6 +143,13 @@ def load_dataset_by_name(
     splits = Splits(**{split: records_of(rows) for split, rows in whole.items()})
     _keep_apart(splits, options.say)
     return splits
+
+
+def load_splits(settings: Any, say: Callable[[str], None], **instead: Any) -> Splits:
+    """The records of the data sets that a verb's settings name; ``instead`` of what they say, as `Options.of`."""
+    from limner.data.catalogue.rows import Options
+
+    return load_dataset_by_name(settings.dataset, Options.of(settings, say, **instead), seed=settings.seed)
 
 
 def describe(splits: Splits) -> str:

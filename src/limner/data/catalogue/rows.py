@@ -51,10 +51,11 @@ class Options:
     """Told what was left out, and other things that a person should know."""
 
     @classmethod
-    def of(cls, settings: Any, say: Callable[[str], None]) -> Options:
-        """As the settings of a verb have them that reads data sets."""
+    def of(cls, settings: Any, say: Callable[[str], None], **instead: Any) -> Options:
+        """As the settings of a verb have them that reads data sets, or as ``instead`` says."""
         names = ("cache_dir", "image_column", "caption_column", "skip_bad_images")
-        return cls(**{name: getattr(settings, name) for name in names}, say=say)
+        told = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+        return cls(**told | instead, say=say)
 
 
 DEFAULTS = Options()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset_builder
 
 from limner.data.catalogue.rows import Options, explained, repository_path
-from limner.data.sizes import size
-
-_SPARE = 2**30  # bytes that are left free
+from limner.data.sizes import SPARE, free_bytes, size
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,11 @@ def check_room(name: str, repository: str, options: Options) -> None:
         paths = [file for of_split in files.values() for file in of_split]
         download = sum(map(_file_size, paths))
     need = download if mirrored else 2 * download
-    place = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(cache)
     told = f"{name}: {size(download)} in {len(paths)} files, {size(need)} on the disk with the Arrow copy"
-    if need + _SPARE > free:
+    if need + SPARE > free:
         raise OSError(
-            f"{told}, but only {size(free)} are free in {place}; free some, or choose another --cache-dir."
+            f"{told}, but only {size(free)} are free in {cache}; free some, or choose another --cache-dir."
         )
     options.say(f"{told}; {size(free)} are free.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from limner.data.records import SPLITS, Record, Split, Splits
+from limner.data.sizes import Progress
 from limner.evaluation.clipscore import Alignment
 from limner.evaluation.quality.pictures import NEAR, Look, look, near_pairs, same
 from limner.evaluation.quality.words import (
@@ -46,7 +47,6 @@ NOTES = {
     "text": "a caption hints at text in the picture",
 }
 """What is told and not acted upon."""
-Progress = Callable[[str, int, int, str], None]
 _HELD_OUT = {"train": 0, "validation": 1, "test": 2}
 
 

@@ -19,23 +19,20 @@ def merge(splits: Splits, done: Counter[str], skip_bad_images: bool = False) -> 
     Raises:
         ValueError: a picture cannot be read, and ``skip_bad_images`` is off.
     """
-    looks: dict[str, tuple[Record, str]] = {}
+    joined: dict[str, Record] = {}
     for split in reversed(SPLITS):  # test, validation, train: what is held out anywhere is held out
         for record in splits[split]:
             seen = _look(record, skip_bad_images, done)
             if seen is None:
                 continue
-            known = looks.get(seen.digest)
+            known = joined.get(seen.digest)
             if known is None:
-                copy = Record(record.image, list(record.captions), record.image_id, split)
-                looks[seen.digest] = copy, split
+                joined[seen.digest] = Record(record.image, list(record.captions), record.image_id, split)
                 continue
             done["pictures that occur twice, joined"] += 1
-            known[0].captions.extend(text for text in record.captions if text not in known[0].captions)
-    order = {split: number for number, split in enumerate(SPLITS)}
-    for record, _ in sorted(looks.values(), key=lambda found: order[found[0].split or "train"]):
-        assert record.split is not None
-        yield Entry(record, record.split, {})
+            known.captions.extend(text for text in record.captions if text not in known.captions)
+    for split in SPLITS:
+        yield from (Entry(record, split, {}) for record in joined.values() if record.split == split)
 
 
 def _look(record: Record, skip_bad_images: bool, done: Counter[str]) -> Look | None:
