@@ -45,6 +45,7 @@ class ImageCaptionDataset(Sequence[Record]):
 
     Args:
         image_column, caption_column: of a manifest's rows; unset: the first known name.
+        uncaptioned: keep pictures without a caption too, for who captions them.
         images: the folder that a manifest's file names are relative to; unset: its own.
         skip_bad_images: leave out pictures that are missing or have no caption, and count and name them in
             ``remarks``, instead of raising. (`limner.data.loading.check_images` tells which cannot be decoded.)
@@ -65,8 +66,9 @@ class ImageCaptionDataset(Sequence[Record]):
         caption_column: str | None = None,
         skip_bad_images: bool = False,
         images: Path | None = None,
+        uncaptioned: bool = False,
     ) -> None:
-        self.path, self._images = Path(path), images
+        self.path, self._images, self._uncaptioned = Path(path), images, uncaptioned
         self.remarks: list[str] = []
         if not self.path.exists():
             raise FileNotFoundError(f"There is no folder or file {path}.")
@@ -171,14 +173,15 @@ class ImageCaptionDataset(Sequence[Record]):
             name = picture.relative_to(self.path).as_posix()
             image_id = text_of(name)
             sidecar = picture.with_suffix(".txt")
-            if not sidecar.is_file():
+            captioned = sidecar.is_file()
+            if not captioned and not self._uncaptioned:
                 bare.append(image_id)
                 continue
-            used.add(sidecar)
             for file in (picture, sidecar):
                 if file.is_symlink():  # folders that are links are not gone into
                     refuse_leading_out(file, self.path.resolve(), str(self.path))
-            text = read_text(sidecar)
+            text = read_text(sidecar) if captioned else ""
+            used.add(sidecar)
             captions = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
             yield Found(picture, image_id, Entry(image_id, captions, _split_folder(name), str(sidecar)))
         if bare:
@@ -207,7 +210,7 @@ class ImageCaptionDataset(Sequence[Record]):
             if "" in picture.entry.captions or not picture.entry.captions:
                 empty[picture.image_id] = None
             record.captions += [caption for caption in picture.entry.captions if caption]
-        if empty:
+        if empty and not self._uncaptioned:
             names = list(empty)
             if not skip_bad_images:
                 raise ValueError(

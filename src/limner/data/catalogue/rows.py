@@ -47,6 +47,8 @@ class Options:
     image_column: str | None = None
     caption_column: str | None = None
     skip_bad_images: bool = False
+    uncaptioned: bool = False
+    """Of a folder or manifest, pictures without a caption are wanted too."""
     say: Callable[[str], None] = field(default=lambda text: None)
     """Told what was left out, and other things that a person should know."""
 
