@@ -226,6 +226,54 @@ def test_merging_joins_equal_pictures_and_keeps_held_out_ones_held_out(
     assert "is made, but could not be pushed to someone/pictures" in capsys.readouterr().err
 
 
+def test_what_captions_were_before_is_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    rows = {
+        "one": [(0, "A person rides.", "A man rides there."), (1, "An image of a dog here.", None)],
+        "two": [(2, "A woman sits there.", None), (0, "Somebody rides.", "A gentleman rides.")],
+    }
+    for name, of_set in rows.items():
+        (tmp_path / name / "train").mkdir(parents=True)
+        lines = []
+        for seed, caption, before in of_set:
+            smooth_picture(seed).save(tmp_path / name / "train" / f"{seed}.png")
+            row = {"file_name": f"{seed}.png", "captions": [caption]}
+            lines.append(row | ({"original_captions": [before], "labelled_by": name} if before else {}))
+        metadata = tmp_path / name / "train/metadata.jsonl"
+        metadata.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+
+    def told(*arguments: str) -> tuple[int, int, list[str]]:
+        assert main(["data", "report", *arguments, "--json", *common, str(tmp_path / "report")]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        found = summary["protected"]["gender"]
+        return found["captions_before"], found["captions"], summary["remarks"]
+
+    before, after, remarks = told(one, two)
+    assert (before, after) == (3, 1)
+    assert "Of 2 of 4 pictures the captions are known as they were before" in " ".join(remarks)
+
+    assert main(["data", "merge", one, two, *common, str(tmp_path / "both")]) == 0
+    assert main(["data", "clean", str(tmp_path / "both"), *common, str(tmp_path / "clean")]) == 0
+    capsys.readouterr()
+    files = (tmp_path / "clean").glob("*/metadata.jsonl")
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    kept = {row["captions"][0]: (row.get("original_captions"), row.get("labelled_by")) for row in found}
+    assert kept == {
+        "A person rides.": (["A gentleman rides.", "A man rides there."], "two, one"),
+        "A dog here.": (["An image of a dog here."], None),
+        "A woman sits there.": (None, None),
+    }
+    assert told(str(tmp_path / "clean"))[:2] == (3, 1)
+
+    original = tmp_path / "before.json"
+    original.write_text(json.dumps({"0.png": "A lady rides there.", "elsewhere.png": "A man."}))
+    assert told(one, "--original", str(original))[:2] == (1, 0)
+    original.write_text(json.dumps({"elsewhere.png": "A man."}))
+    assert main(["data", "report", one, "--original", str(original), *common, str(tmp_path / "no")]) == 1
+    assert "names none of the pictures" in capsys.readouterr().err
+
+
 def test_hashes_of_copies_are_near_and_of_others_far() -> None:
     pictures = [smooth_picture(seed) for seed in range(40)]
     hashes = [difference_hash(picture.convert("L")) for picture in pictures]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from limner.data.records import Record
 from limner.evaluation.quality.examine import Example, Quality, length_of
@@ -26,10 +27,18 @@ class Cleaning:
         return [f"{what}: {count:,}" for what, count in sorted(self.done.items())] or ["nothing had to be changed"]
 
 
-def clean(quality: Quality, actions: Collection[str], cleaning: Cleaning) -> Iterator[Entry]:
+def clean(
+    quality: Quality,
+    actions: Collection[str],
+    cleaning: Cleaning,
+    provenance: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[Entry]:
     """The entries of the new set, in the order of the old; ``cleaning`` is filled on the way.
 
     The captions of an exact copy go to the picture that stays. A picture that loses all its captions is dropped.
+
+    Args:
+        provenance: what the old set keeps beside the captions, by image id; it is kept.
     """
     inherited = _inherited(quality, actions)
     for example in quality.examples:
@@ -42,8 +51,9 @@ def clean(quality: Quality, actions: Collection[str], cleaning: Cleaning) -> Ite
         if not captions:
             cleaning.done["pictures dropped (no caption left)"] += 1
             continue
-        original = {} if captions == example.record.captions else {"original_captions": example.record.captions}
-        yield Entry(_with(example, captions), example.split, original)
+        kept = {} if captions == example.record.captions else {"original_captions": example.record.captions}
+        kept |= (provenance or {}).get(example.record.image_id, {})
+        yield Entry(_with(example, captions), example.split, kept)
 
 
 def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[str]]:

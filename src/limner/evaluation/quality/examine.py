@@ -98,7 +98,7 @@ class Quality:
 
     examples: list[Example]
     originals: dict[str, list[str]]
-    """Captions as they were before a rewriting, where they are known, by image id."""
+    """Captions as they were before a rewriting, by image id; where they are not known, they count as they are."""
     remarks: list[str] = field(default_factory=list)
     """What the loader had to leave out."""
 
@@ -140,7 +140,7 @@ class Quality:
                 for category, term in protected_terms(words):
                     used.setdefault(category, set()).add(number)
                     terms.setdefault(category, Counter())[term] += 1
-            for text in self.originals.get(example.record.image_id, []):
+            for text in self.originals.get(example.record.image_id, example.record.captions):
                 before.update({category for category, _ in protected_terms(ptb_tokenize(text).split())})
         return {
             category: {
