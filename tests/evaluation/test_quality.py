@@ -163,6 +163,7 @@ def test_captions_of_copies_stay_in_their_split(tmp_path: Path) -> None:
     assert found["a2"] == ("duplicate leak", "train/a1.png")
     assert found["a3"] == ("", "") and found["a4"] == ("duplicate", "validation/a3.png")
     assert main(["data", "clean", str(data), "--out", str(out), *common]) == 0
+    assert not any("original_captions" in file.read_text() for file in out.glob("*/metadata.jsonl"))
     captions = {record.image_id: record.captions for record in ImageCaptionDataset(out)}
     assert captions == {
         "train/b.png": ["A dog that b has."],
@@ -234,7 +235,7 @@ def test_what_captions_were_before_is_kept_and_told(tmp_path: Path, capsys: pyte
     }
     for name, of_set in rows.items():
         (tmp_path / name / "train").mkdir(parents=True)
-        lines = []
+        lines: list[dict] = []
         for seed, caption, before in of_set:
             smooth_picture(seed).save(tmp_path / name / "train" / f"{seed}.png")
             row = {"file_name": f"{seed}.png", "captions": [caption]}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limner.data.records import Record
-from limner.evaluation.quality.examine import Example, Quality, length_of
-from limner.evaluation.quality.new_set import Entry
+from limner.evaluation.quality.examine import Quality, length_of
+from limner.evaluation.quality.new_set import Entry, joined_provenance
 from limner.evaluation.quality.words import OPENINGS, respaced, rewrite
 from limner.words.ptb import ptb_tokenize
 
@@ -46,27 +46,26 @@ def clean(
         if reason:
             cleaning.done[f"pictures dropped ({reason})"] += 1
             continue
-        texts = [*example.record.captions, *inherited.get(example.record.image_id, [])]
+        copies = [example.record, *inherited.get(example.record.image_id, [])]
+        texts = [text for copy in copies for text in copy.captions]
         captions = _captions(texts, actions, cleaning)
         if not captions:
             cleaning.done["pictures dropped (no caption left)"] += 1
             continue
-        kept = {} if captions == example.record.captions else {"original_captions": example.record.captions}
-        kept |= (provenance or {}).get(example.record.image_id, {})
-        yield Entry(_with(example, captions), example.split, kept)
+        kept = joined_provenance(copies, provenance or {})
+        if captions != texts:
+            kept.setdefault("original_captions", texts)
+        yield Entry(replace(example.record, captions=captions), example.split, kept)
 
 
-def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[str]]:
+def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[Record]]:
+    """The exact copies of each picture that stays."""
     if "duplicate" not in actions:
         return {}
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Record]] = {}
     for example in quality.found("duplicate"):
-        found.setdefault(example.like, []).extend(example.record.captions)
+        found.setdefault(example.like, []).append(example.record)
     return found
-
-
-def _with(example: Example, captions: list[str]) -> Record:
-    return replace(example.record, captions=captions)
 
 
 def _captions(texts: list[str], actions: Collection[str], cleaning: Cleaning) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.data.records import SPLITS, Record, Split, Splits
-from limner.evaluation.quality.new_set import Entry
+from limner.evaluation.quality.new_set import Entry, joined_provenance
 from limner.evaluation.quality.pictures import Look, look
 
 
@@ -47,14 +46,7 @@ def _entry(copies: Sequence[Record], split: Split, provenance: Mapping[str, Mapp
     captions = list(copies[0].captions)
     for copy in copies[1:]:
         captions += [text for text in copy.captions if text not in captions]
-    kept = [provenance.get(copy.image_id, {}) for copy in copies]
-    extra: dict[str, Any] = {}
-    if any("original_captions" in row for row in kept):
-        before = [row.get("original_captions", copy.captions) for copy, row in zip(copies, kept, strict=True)]
-        extra["original_captions"] = list(dict.fromkeys(itertools.chain(*before)))
-    if models := dict.fromkeys(row["labelled_by"] for row in kept if "labelled_by" in row):
-        extra["labelled_by"] = ", ".join(models)
-    return Entry(replace(copies[0], captions=captions), split, extra)
+    return Entry(replace(copies[0], captions=captions), split, joined_provenance(copies, provenance))
 
 
 def _look(record: Record, skip_bad_images: bool, done: Counter[str]) -> Look | None:

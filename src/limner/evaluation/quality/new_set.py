@@ -69,6 +69,20 @@ def provenance(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def joined_provenance(
+    copies: Sequence[Record], provenance: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str] | str]:
+    """Of one picture made of several: where one has captions of before, those of the others are what they say."""
+    kept = [provenance.get(copy.image_id, {}) for copy in copies]
+    joined: dict[str, list[str] | str] = {}
+    if any("original_captions" in row for row in kept):
+        before = [row.get("original_captions", copy.captions) for copy, row in zip(copies, kept, strict=True)]
+        joined["original_captions"] = list(dict.fromkeys(itertools.chain(*before)))
+    if models := dict.fromkeys(row["labelled_by"] for row in kept if "labelled_by" in row):
+        joined["labelled_by"] = ", ".join(models)
+    return joined
+
+
 class Seal:
     """A file that tells a set as it was made from one that somebody has changed since."""
 
