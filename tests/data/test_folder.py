@@ -295,6 +295,7 @@ def test_shards_name_their_splits(tmp_path: Path) -> None:
 def test_hidden_members_are_none_and_a_column_of_captions_can_be_named(tmp_path: Path) -> None:
     row = json.dumps({"alt": "a red one", "caption": "something else"}).encode()
     hidden = {"__DS_Store": b"x", "____a__png": b"x"}
+    (tmp_path / "._a.tar").write_bytes(b"x")
     shard(tmp_path / "a.tar", **hidden, a__png=picture("red"), a__json=row, a__txt=b"a text")
     assert [r.captions for r in ImageCaptionDataset(tmp_path)] == [["a text"]]
     assert [r.captions for r in ImageCaptionDataset(tmp_path, caption_column="alt")] == [["a red one"]]

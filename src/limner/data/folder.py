@@ -333,7 +333,7 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folders = [path, *(path / name for name in _SPLIT_FOLDERS)]
-    return sorted(shard for folder in folders for shard in folder.glob("*.tar"))
+    return sorted(shard for folder in folders for shard in folder.glob("[!.]*.tar"))
 
 
 def _counted(names: Sequence[str], one: str, many: str) -> str:
