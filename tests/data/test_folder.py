@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from limner.cli.evaluate import _pictures
+from limner.data.catalogue import load_dataset_by_name
 from limner.data.folder import ImageCaptionDataset
 from limner.data.images import load_image
 
@@ -254,6 +256,62 @@ def test_tar_shards_are_read_in_place(pictures: Path) -> None:
         ImageCaptionDataset(pictures / "zip.tar")
 
 
+def shard(path: Path, **members: bytes) -> None:
+    """A shard of these members; ``__`` stands for a dot."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def picture(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_shards_that_number_from_zero_each_keep_all_pictures(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", x0__png=picture("red"), x0__txt=b"red", x2__png=picture("lime"), x2__txt=b"lime")
+    shard(tmp_path / "b.tar", x0__png=picture("blue"), x0__txt=b"blue", x1__png=picture("black"), x1__txt=b"black")
+    records = {record.image_id: record for record in ImageCaptionDataset(tmp_path)}
+    assert list(records) == ["a/x0.png", "x2.png", "b/x0.png", "x1.png"]
+    for record in records.values():
+        assert load_image(record.image).getpixel((0, 0)) == ImageColor.getrgb(record.captions[0])
+
+
+def test_shards_name_their_splits(tmp_path: Path) -> None:
+    for folder in ("names", "folders"):
+        for split, colour in (("train", "red"), ("val", "blue"), ("test", "lime")):
+            within = Path("names", f"{split}-000.tar") if folder == "names" else Path(folder, split, "000.tar")
+            (tmp_path / within).parent.mkdir(parents=True, exist_ok=True)
+            shard(tmp_path / within, a__png=picture(colour), a__txt=colour.encode())
+        splits = ImageCaptionDataset(tmp_path / folder).splits()
+        found = [[r.captions for r in splits[name]] for name in ("train", "validation", "test")]
+        assert found == [[["red"]], [["blue"]], [["lime"]]]
+
+
+def test_hidden_members_are_none_and_a_column_of_captions_can_be_named(tmp_path: Path) -> None:
+    row = json.dumps({"alt": "a red one", "caption": "something else"}).encode()
+    hidden = {"__DS_Store": b"x", "____a__png": b"x"}
+    (tmp_path / "._a.tar").write_bytes(b"x")
+    shard(tmp_path / "a.tar", **hidden, a__png=picture("red"), a__json=row, a__txt=b"a text")
+    assert [r.captions for r in ImageCaptionDataset(tmp_path)] == [["a text"]]
+    assert [r.captions for r in ImageCaptionDataset(tmp_path, caption_column="alt")] == [["a red one"]]
+
+
+def test_a_manifest_beside_split_folders_leaves_their_pictures_in_them(tmp_path: Path) -> None:
+    names = [f"{split}/{i}.png" for split in ("train", "val", "test") for i in range(4)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture("red"))
+    (tmp_path / "captions.json").write_text(json.dumps(dict.fromkeys(names, "a red one")))
+    splits = ImageCaptionDataset(tmp_path).splits()
+    assert [r.image_id for part in (splits.train, splits.validation, splits.test) for r in part] == names
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [4, 4, 4]
+
+
 def test_the_real_photos_are_read_from_their_shards(real_data: Path) -> None:
     flickr = ImageCaptionDataset(real_data / "flickr8k")
     splits = flickr.splits()
@@ -283,6 +341,17 @@ def test_names_of_other_bytes_than_utf8(tmp_path: Path) -> None:
     assert record.image_id == "caf\\xe9.png"
     assert record.captions == ["a black square of eight pixels"]
     assert load_image(record.image).size == (8, 8)
+    splits = load_dataset_by_name([str(tmp_path)])  # as every verb takes it: through a table
+    (listed,) = [*splits.train, *splits.validation, *splits.test]
+    assert (listed.image_id, load_image(listed.image).size) == ("caf\\xe9.png", (8, 8))
+    assert [picture.image_id for picture in _pictures((str(tmp_path),))] == [f"{tmp_path}/caf\\xe9.png"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        for member in sorted(tmp_path.glob("caf*"), reverse=True):
+            info = tar.gettarinfo(member, "caf\xe9" + member.suffix)
+            tar.addfile(info, io.BytesIO(member.read_bytes()))
+    splits = load_dataset_by_name([str(tmp_path / "a.tar")])
+    (stored,) = [*splits.train, *splits.validation, *splits.test]
+    assert (stored.image_id, load_image(stored.image).size) == ("caf\\xe9.png", (8, 8))
 
 
 def test_what_no_manifest_names_is_told(pictures: Path) -> None:

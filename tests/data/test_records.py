@@ -51,7 +51,9 @@ def test_records_that_share_an_image_move_together() -> None:
 def test_named_splits_win() -> None:
     assert assign_splits([("a", "test"), ("b", "train"), ("c", "validation")]) == ["test", "train", "validation"]
     ids = [str(k) for k in range(200)]
-    assert assign_splits([(i, "test") for i in ids]) == [split_of(i) for i in ids]  # one name says nothing
+    assert assign_splits([(i, "train") for i in ids]) == [split_of(i) for i in ids]  # this name says nothing
+    for held_out in (["test"] * 200, ["validation"] * 200, ["test", "validation"] * 100):
+        assert assign_splits(zip(ids, held_out, strict=True)) == held_out  # type: ignore[arg-type]
     divided = assign_splits([(i, "train") for i in ids] + [("t", "test")])
     assert [s == "validation" for s in divided[:-1]] == [split_of(i) == "validation" for i in ids]
     assert "test" not in divided[:-1]

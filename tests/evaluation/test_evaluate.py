@@ -72,6 +72,18 @@ def test_an_interrupted_evaluation_goes_on_where_it_stood(tmp_path: Path) -> Non
     assert caption_records(never, records(10), CaptionLog(tmp_path, settings, True, ["captions"])) == said
 
 
+def test_a_picture_that_was_replaced_is_captioned_anew(tmp_path: Path) -> None:
+    for i in range(3):
+        toy_picture(i).save(tmp_path / f"{i}.png")
+    pictures = [Record(tmp_path / f"{i}.png", [f"a picture {i}"], str(i)) for i in range(3)]
+    caption_records(Parrot, pictures, CaptionLog(tmp_path / "log", {}, False, ["captions"]))
+    toy_picture(9).save(tmp_path / "1.png")
+    for expected in ([tmp_path / "1.png"], []):  # and then not again
+        again = Parrot()
+        caption_records(lambda: again, pictures, CaptionLog(tmp_path / "log", {}, True, ["captions"]))  # noqa: B023
+        assert again.seen == expected
+
+
 def test_shards_together_are_the_whole(tmp_path: Path) -> None:
     seen = []
     for number in (2, 1, 3):

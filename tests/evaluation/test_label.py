@@ -262,3 +262,31 @@ def test_label_on_the_command_line(stub: Stub, tmp_path: Path, capsys: pytest.Ca
     rows = [json.loads(line) for path in out.glob("*/metadata.jsonl") for line in path.read_text().splitlines()]
     assert {row["labelled_by"] for row in rows} == {"eyes-1"}
     assert sorted(row["original_captions"][0] for row in rows) == [f"An old caption {i}." for i in range(4)]
+
+
+def test_the_same_command_goes_on(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures without any caption; first a trial, then all with one refused, then that one."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for i in range(4):
+        toy_picture(i).save(data / f"{i}.png")
+    command = ["data", "label", str(data), "--endpoint", stub.endpoint, "--model", "eyes-1", "--out", str(out)]
+    command += ["--cache-dir", str(tmp_path / "cache"), "--per-minute", "60000", "--concurrency", "1", "--yes"]
+    assert main([*command, "--sample", "2"]) == 0
+    assert len(ImageCaptionDataset(out)) == 2
+    stub.script = [400]
+    assert main(command) == 0
+    assert "the same command asks for them again" in capsys.readouterr().err
+    assert len(ImageCaptionDataset(out)) == 3 and len(stub.requests) == 4
+    assert main(command) == 0
+    assert len(ImageCaptionDataset(out)) == 4 and len(stub.requests) == 5
+    rows = [json.loads(line) for path in out.glob("*/metadata.jsonl") for line in path.read_text().splitlines()]
+    assert all("original_captions" not in row for row in rows)
+    assert list(tmp_path.glob(".*")) == []  # nothing is left aside
+    metadata = next(out.glob("*/metadata.jsonl"))
+    metadata.write_text(metadata.read_text().replace("A picture", "My picture"))
+    assert main(command) == 1  # what somebody has changed is not replaced
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert "My picture" in metadata.read_text()
+    assert main([*command, "--rewrite", "--out", str(tmp_path / "other")]) == 1
+    assert "no captions" in capsys.readouterr().err

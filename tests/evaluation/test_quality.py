@@ -148,6 +148,44 @@ def test_cleaning_follows_the_report_and_leaves_the_source_alone(
     assert not (tmp_path / "other").exists()
 
 
+def test_captions_of_copies_stay_in_their_split(tmp_path: Path) -> None:
+    """A picture that is twice in training and twice in validation stays once, in validation, with its captions."""
+    data, out, common = tmp_path / "data", tmp_path / "out", ["--cache-dir", str(tmp_path / "cache")]
+    for split, names in (("train", ("a1", "a2", "b")), ("validation", ("a3", "a4", "c"))):
+        (data / split).mkdir(parents=True)
+        for name in names:
+            smooth_picture("abc".index(name[0])).save(data / split / f"{name}.png")
+            (data / split / f"{name}.txt").write_text(f"A dog that {name} has.")
+    assert main(["data", "report", str(data), "--out", str(tmp_path / "report"), *common]) == 0
+    with open(tmp_path / "report/examples.csv", newline="") as file:
+        found = {Path(row["image_id"]).stem: (row["findings"], row["like"]) for row in csv.DictReader(file)}
+    assert found["a1"] == ("leak", "validation/a3.png")
+    assert found["a2"] == ("duplicate leak", "train/a1.png")
+    assert found["a3"] == ("", "") and found["a4"] == ("duplicate", "validation/a3.png")
+    assert main(["data", "clean", str(data), "--out", str(out), *common]) == 0
+    assert not any("original_captions" in file.read_text() for file in out.glob("*/metadata.jsonl"))
+    captions = {record.image_id: record.captions for record in ImageCaptionDataset(out)}
+    assert captions == {
+        "train/b.png": ["A dog that b has."],
+        "validation/a3.png": ["A dog that a3 has.", "A dog that a4 has."],
+        "validation/c.png": ["A dog that c has."],
+    }
+
+
+def test_captions_without_spaces_are_not_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["一只棕色的狗在草地上奔跑。", "茶色の犬が草原を走っている。", "สุนัขวิ่งอยู่บนหญ้า", "A dog on 草 runs."]
+    for name, captions in (("data", said), ("curt", ["Dog", "A cat"])):
+        (tmp_path / name).mkdir()
+        for number, caption in enumerate(captions):
+            smooth_picture(number).save(tmp_path / name / f"{number}.png")
+            (tmp_path / name / f"{number}.txt").write_text(caption, encoding="utf-8")
+    common = ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    assert main(["data", "clean", str(tmp_path / "data"), *common, str(tmp_path / "out")]) == 0
+    assert sorted(r.captions[0] for r in ImageCaptionDataset(tmp_path / "out")) == sorted(said)
+    assert main(["data", "clean", str(tmp_path / "curt"), *common, str(tmp_path / "none")]) == 1
+    assert "captions dropped (short): 2" in capsys.readouterr().err
+
+
 def test_merging_joins_equal_pictures_and_keeps_held_out_ones_held_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +227,54 @@ def test_merging_joins_equal_pictures_and_keeps_held_out_ones_held_out(
     assert "is made, but could not be pushed to someone/pictures" in capsys.readouterr().err
 
 
+def test_what_captions_were_before_is_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    rows = {
+        "one": [(0, "A person rides.", "A man rides there."), (1, "An image of a dog here.", None)],
+        "two": [(2, "A woman sits there.", None), (0, "Somebody rides.", "A gentleman rides.")],
+    }
+    for name, of_set in rows.items():
+        (tmp_path / name / "train").mkdir(parents=True)
+        lines: list[dict] = []
+        for seed, caption, before in of_set:
+            smooth_picture(seed).save(tmp_path / name / "train" / f"{seed}.png")
+            row = {"file_name": f"{seed}.png", "captions": [caption]}
+            lines.append(row | ({"original_captions": [before], "labelled_by": name} if before else {}))
+        metadata = tmp_path / name / "train/metadata.jsonl"
+        metadata.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+
+    def told(*arguments: str) -> tuple[int, int, list[str]]:
+        assert main(["data", "report", *arguments, "--json", *common, str(tmp_path / "report")]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        found = summary["protected"]["gender"]
+        return found["captions_before"], found["captions"], summary["remarks"]
+
+    before, after, remarks = told(one, two)
+    assert (before, after) == (3, 1)
+    assert "Of 2 of 4 pictures the captions are known as they were before" in " ".join(remarks)
+
+    assert main(["data", "merge", one, two, *common, str(tmp_path / "both")]) == 0
+    assert main(["data", "clean", str(tmp_path / "both"), *common, str(tmp_path / "clean")]) == 0
+    capsys.readouterr()
+    files = (tmp_path / "clean").glob("*/metadata.jsonl")
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    kept = {row["captions"][0]: (row.get("original_captions"), row.get("labelled_by")) for row in found}
+    assert kept == {
+        "A person rides.": (["A gentleman rides.", "A man rides there."], "two, one"),
+        "A dog here.": (["An image of a dog here."], None),
+        "A woman sits there.": (None, None),
+    }
+    assert told(str(tmp_path / "clean"))[:2] == (3, 1)
+
+    original = tmp_path / "before.json"
+    original.write_text(json.dumps({"0.png": "A lady rides there.", "elsewhere.png": "A man."}))
+    assert told(one, "--original", str(original))[:2] == (1, 0)
+    original.write_text(json.dumps({"elsewhere.png": "A man."}))
+    assert main(["data", "report", one, "--original", str(original), *common, str(tmp_path / "no")]) == 1
+    assert "names none of the pictures" in capsys.readouterr().err
+
+
 def test_hashes_of_copies_are_near_and_of_others_far() -> None:
     pictures = [smooth_picture(seed) for seed in range(40)]
     hashes = [difference_hash(picture.convert("L")) for picture in pictures]
@@ -208,6 +294,10 @@ def test_near_pairs_are_those_of_the_plain_way() -> None:
     for distance in (0, 2, 4, 7):
         plain = [(i, j) for j in range(120) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= distance]
         assert near_pairs(hashes, range(120), distance) == sorted(plain)
+    for distance in range(1, 17):  # planted at just this distance
+        for one in hashes:
+            bits = random.choice(64, distance, replace=False)
+            assert near_pairs([one, one ^ sum(1 << int(bit) for bit in bits)], range(2), distance) == [(0, 1)]
     assert same(["a", "b", "", "a", "", "b", "a"]) == [[0, 3, 6], [1, 5]]
 
 
@@ -280,6 +370,8 @@ def test_distribution(counts: dict[str, int], gini: float, entropy: float) -> No
         ("Close-up of a bee", "A bee."),
         ("An image of", "An image of."),
         ("What a dog!", "What a dog!"),
+        ("an old .22 rifle , loaded", "An old .22 rifle, loaded."),
+        ("a child smiles :) at  me !!", "A child smiles :) at me!!"),
         ("  ", ""),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_decisions_survive_and_make_a_data_set(tmp_path: Path, records: list[tup
         review.decide(5, "edit", ["  "])
     with open(out / "decisions.jsonl", "a") as file:
         file.write('{"image_id": "f", "deci')  # killed while writing
+    review.close()
     again = Review(records, out)
     decided = [item["decision"] for item in again.state()["items"]]
     assert decided == ["accept", "edit", "accept", "reject", "accept", None]
@@ -61,6 +63,74 @@ def test_decisions_survive_and_make_a_data_set(tmp_path: Path, records: list[tup
     assert len(ImageCaptionDataset(out)) == 2
     with pytest.raises(ValueError, match="something else than a review"):
         Review(records, tmp_path / "source")
+
+
+def reviewed(out: Path) -> dict[str, list[str]]:
+    rows = [json.loads(line) for file in out.glob("*/metadata.jsonl") for line in file.read_text().splitlines()]
+    return {row["image_id"]: row["captions"] for row in rows}
+
+
+def test_a_review_is_of_one_data_set_and_of_its_captions(tmp_path: Path, records: list[tuple[Record, Any]]) -> None:
+    out = tmp_path / "out"
+    review = Review(records, out, {"dataset": ["x"], "captions": None})
+    review.decide(0, "accept", [])
+    review.decide(1, "accept", [])
+    with pytest.raises(ValueError, match="under review in another window"):
+        Review(records, out, {"dataset": ["x"], "captions": None})
+    review.close()
+    for other in ({"dataset": ["y"], "captions": None}, {"dataset": ["x"], "captions": "preds.json"}):
+        with pytest.raises(ValueError, match="holds a review of something else"):
+            Review(records, out, other)
+    changed = [(replace(records[0][0], captions=["Said anew."]), records[0][1]), *records[1:]]
+    again = Review(changed, out, {"dataset": ["x"], "captions": None})
+    assert [item["decision"] for item in again.state()["items"]][:2] == [None, "accept"]
+    assert again.picture(0)["captions"] == ["Said anew."]
+    assert list(reviewed(out)) == ["b/1.png"]
+    assert "they are asked of again: a/1.png" in again.remarks[0]
+
+
+def test_to_accept_what_was_edited_keeps_the_edit(tmp_path: Path, records: list[tuple[Record, Any]]) -> None:
+    review = Review(records, tmp_path / "out")
+    review.decide(0, "edit", ["My careful caption."])
+    assert review.decide(0, "accept", []) == "edit"
+    assert reviewed(tmp_path / "out") == {"a/1.png": ["My careful caption."]}
+    review.decide(0, None, [])
+    assert review.decide(0, "accept", []) == "accept"  # taken back, the page shows the original
+    assert reviewed(tmp_path / "out") == {"a/1.png": records[0][0].captions}
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(tmp_path: Path, records: list[tuple[Record, Any]]) -> None:
+    out = tmp_path / "out"
+    gone = Path(str(records[1][0].image))
+    data = gone.read_bytes()
+    gone.write_bytes(b"")
+    review = Review(records, out)
+    review.decide(0, "accept", [])
+    with pytest.raises(ValueError, match="is empty"):
+        review.decide(1, "accept", [])
+    review.decide(2, "accept", [])
+    assert [item["decision"] for item in review.state()["items"]][:3] == ["accept", None, "accept"]
+    assert set(reviewed(out)) == {"a/1.png", "c.tif"}
+    gone.write_bytes(data)
+    review.decide(1, "accept", [])
+    review.close()
+    shutil.rmtree(out / "train")  # what is decided is written when the review opens
+    gone.write_bytes(b"")
+    again = Review(records, out)
+    assert set(reviewed(out)) == {"a/1.png", "c.tif"}
+    assert again.state()["at"] == 1 and "b/1.png was decided, but its picture cannot be read" in again.remarks[0]
+
+
+def test_a_narrower_review_leaves_the_others_in_the_set(tmp_path: Path, records: list[tuple[Record, Any]]) -> None:
+    review = Review(records, tmp_path / "out")
+    for number in range(6):
+        review.decide(number, "edit", [f"by hand {number}"])
+    review.close()
+    before = reviewed(tmp_path / "out")
+    narrow = Review(records[2:3], tmp_path / "out")
+    narrow.decide(0, "edit", ["by another hand"])
+    assert reviewed(tmp_path / "out") == before | {"c.tif": ["by another hand"]}
+    assert len(ImageCaptionDataset(tmp_path / "out")) == 6
 
 
 @pytest.fixture

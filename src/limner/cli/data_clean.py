@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     from limner.data.catalogue import load_splits
     from limner.evaluation.quality.clean import Cleaning, clean
     from limner.evaluation.quality.examine import examine
-    from limner.evaluation.quality.new_set import check_free, write_set
+    from limner.evaluation.quality.new_set import check_free, provenance, write_set
 
     check_free(config.out)
     remarks: list[str] = []
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
         quality = examine(splits, near=config.near, progress=progress)
     actions = [action for action in get_args(Action) if action not in config.keep]
     cleaning = Cleaning()
-    entries = clean(quality, actions, cleaning)
+    entries = clean(quality, actions, cleaning, provenance(config.dataset))
     if config.dry_run:
         kept = sum(1 for _ in entries)
     else:

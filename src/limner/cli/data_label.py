@@ -20,10 +20,13 @@ def run(argv: list[str]) -> int:
     from limner.data.catalogue import load_splits
     from limner.data.records import SPLITS
     from limner.evaluation.quality.label import AnswerLog, estimate, label, labelled
-    from limner.evaluation.quality.new_set import check_free, write_set
+    from limner.evaluation.quality.new_set import Seal, check_free, write_set
     from limner.evaluation.quality.teacher import GUIDELINE, Rate, Teacher
 
-    check_free(config.out)
+    answers = config.out.with_name(config.out.name + ".answers")
+    seal = Seal(answers / "made")
+    if not seal.holds(config.out):  # else the set was made from these answers, and is made anew
+        check_free(config.out)
     prompt = _prompt(config.prompt) if config.prompt else GUIDELINE
     teacher = Teacher(
         config.endpoint,
@@ -35,10 +38,9 @@ def run(argv: list[str]) -> int:
         rate=Rate(config.per_minute) if config.per_minute else None,
     )
     remarks: list[str] = []
-    splits = load_splits(config, remarks.append, skip_bad_images=True)
+    splits = load_splits(config, remarks.append, skip_bad_images=True, uncaptioned=not config.rewrite)
     pairs = [(record, split) for split in SPLITS for record in splits[split]][: config.sample]
     records = [record for record, _ in pairs]
-    answers = config.out.with_name(config.out.name + ".answers")
     log = AnswerLog(answers, config.model, prompt, config.rewrite)
     left = sum(log.caption(record) is None for record in records)
     told = estimate(left, prompt, config.max_side, config.price_in, config.price_out, config.per_minute)
@@ -63,7 +65,7 @@ def run(argv: list[str]) -> int:
             return 1
     title = f"{' '.join(config.dataset)}, captioned by {config.model}"
     sentences = [f"captions by {config.model} at {config.endpoint}", f"prompt: {' '.join(prompt.split())}"]
-    count = write_set(labelled(pairs, log), config.out, title, lambda: sentences)
+    count = write_set(labelled(pairs, log), config.out, title, lambda: sentences, seal)
     print(f"{count:,} pictures are in {config.out}; every answer is in {log.path}.")
     return 0
 

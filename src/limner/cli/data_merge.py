@@ -12,7 +12,7 @@ def run(argv: list[str]) -> int:
     config = parse(MergeData, argv, "limner data merge")
     from limner.data.catalogue import load_splits
     from limner.evaluation.quality.merge import merge, push
-    from limner.evaluation.quality.new_set import check_free, write_set
+    from limner.evaluation.quality.new_set import check_free, provenance, write_set
 
     check_free(config.out)
     remarks: list[str] = []
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
         joined = [f"merged from {', '.join(config.dataset)}"]
         return joined + [f"{what}: {count:,}" for what, count in sorted(done.items())]
 
-    entries = merge(splits, done, config.skip_bad_images)
+    entries = merge(splits, done, config.skip_bad_images, provenance(config.dataset))
     count = write_set(entries, config.out, f"{' and '.join(config.dataset)}", told)
     for remark in remarks:
         print(remark)

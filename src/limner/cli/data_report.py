@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from limner.cli.parse import parse
 from limner.cli.telling import answers, bar, made
 from limner.config.data_quality import ReportData
+
+if TYPE_CHECKING:
+    from limner.data.records import Splits
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +28,7 @@ def run(argv: list[str]) -> int:
     remarks: list[str] = []
     splits = load_splits(config, remarks.append, skip_bad_images=True)
     with bar() as progress:
-        originals = _originals(config)
+        originals = _originals(config, splits, remarks)
         quality = examine(splits, originals=originals, alignment=alignment, near=config.near, progress=progress)
     quality.remarks = remarks
     title = f"Quality of {' '.join(config.dataset)}"
@@ -63,19 +66,28 @@ def _alignment(config: ReportData) -> Any:
     return Alignment(config.clip, device=choose(config.device, "fp32").device)
 
 
-def _originals(config: ReportData) -> dict[str, list[str]]:
+def _originals(config: ReportData, splits: Splits, remarks: list[str]) -> dict[str, list[str]]:
     """Captions as they were: of the file that is named, or what Limner's own sets keep beside each caption."""
-    from limner.data.caption_files import json_lines, read_text
-    from limner.evaluation.files import read_captions
+    from limner.data.records import SPLITS
+    from limner.evaluation.files import match, read_captions
+    from limner.evaluation.quality.new_set import provenance
 
-    if config.original is not None:
-        return read_captions(config.original)[0]
-    found: dict[str, list[str]] = {}
-    for folder in map(Path, config.dataset):
-        for metadata in [*folder.glob("metadata.jsonl"), *folder.glob("*/metadata.jsonl")]:
-            within = "" if metadata.parent == folder else f"{metadata.parent.name}/"
-            for row in json_lines(read_text(metadata), metadata):
-                fields = row.fields
-                if isinstance(fields, dict) and isinstance(fields.get("original_captions"), list):
-                    found[f"{within}{fields['file_name']}"] = fields["original_captions"]
+    known = {record.image_id: record.captions for split in SPLITS for record in splits[split]}
+    if config.original is None:
+        kept = provenance(config.dataset).items()
+        found = {key: row["original_captions"] for key, row in kept if "original_captions" in row}
+    else:
+        captions, ids = read_captions(config.original)
+        names = {image_id: name for name, image_id in ids.items()}
+        found = {names.get(key, key): texts for key, texts in captions.items()}
+        if not found.keys() & known.keys():
+            found = match(found, known, {})
+    found = {key: texts for key, texts in found.items() if key in known}
+    if config.original is not None and not found:
+        raise ValueError(f"{config.original} names none of the pictures of {' '.join(config.dataset)}.")
+    if found:
+        remarks.append(
+            f"Of {len(found):,} of {len(known):,} pictures the captions are known as they were before; the others "
+            "count as they are."
+        )
     return found

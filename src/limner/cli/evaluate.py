@@ -259,7 +259,7 @@ def _records(config: EvaluateConfig) -> tuple[list[Record], DocumentFrequency | 
 def _pictures(names: tuple[str, ...]) -> list[Record]:
     """Picture files and folders of them, without captions."""
     from limner.data.images import EXTENSIONS
-    from limner.data.records import Record
+    from limner.data.records import Record, text_of
 
     found: list[Path] = []
     for name in map(Path, names):
@@ -271,7 +271,7 @@ def _pictures(names: tuple[str, ...]) -> list[Record]:
             raise FileNotFoundError(f"There is no file or folder {name}.")
     if not found:
         raise FileNotFoundError(f"There are no pictures in {' '.join(names)}.")
-    return [Record(path, [], str(path)) for path in dict.fromkeys(found)]
+    return [Record(path, [], text_of(str(path))) for path in dict.fromkeys(found)]
 
 
 def _facts(config: EvaluateConfig, models: list[str], num_records: int) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def run(argv: list[str]) -> int:
     from limner.evaluation.review import Review
 
     folder = config.out or Path("reviews") / Path(config.dataset[0]).name
-    review = Review(_records(config), folder)
+    captions = config.captions and str(config.captions.resolve())
+    review = Review(_records(config), folder, {"dataset": _places(config.dataset), "captions": captions})
+    for remark in review.remarks:
+        note(remark)
     server = _serve(review, config.port)
     done = sum(item["decision"] is not None for item in review.state()["items"])
     print(f"{len(review.records):,} pictures, {done:,} decided. Open {server.address}", flush=True)
@@ -37,8 +40,14 @@ def run(argv: list[str]) -> int:
         print()  # below the ^C
     finally:
         server.server_close()
+        review.close()
     print(f"The reviewed data set: --dataset {folder}")
     return 0
+
+
+def _places(names: tuple[str, ...]) -> list[str]:
+    """Data sets as they are told apart: of this machine's, the whole path."""
+    return [str(Path(name).resolve()) if Path(name).exists() else name for name in names]
 
 
 def _records(config: ReviewConfig) -> list[tuple[Record, Split]]:

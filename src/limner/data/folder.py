@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import overload
 from limner.data.caption_files import read_text
 from limner.data.images import EXTENSIONS, ImageSource
 from limner.data.manifests import SUFFIXES, Entry, read_manifest
-from limner.data.records import FRACTIONS, SPLITS, Record, Splits, assign_splits, split_name
+from limner.data.records import FRACTIONS, SPLITS, Record, Splits, assign_splits, split_name, text_of
 from limner.data.shards import TarImage, index_shard, webdataset_samples
 
 # JSON files that other tools leave in a data folder.
@@ -35,11 +36,16 @@ class ImageCaptionDataset(Sequence[Record]):
 
     1. ``metadata.jsonl`` or ``metadata.csv`` (the Hugging Face form), also in ``train/``, ``validation/``, ...;
     2. a manifest: one .json, .jsonl, .csv or .tsv file (`limner.data.manifests` tells the forms);
-    3. ``.tar`` shards in the WebDataset form (with a manifest beside them, they only hold the pictures);
+    3. ``.tar`` shards in the WebDataset form (with a manifest beside them, they only hold the pictures), also in
+       ``train/``, ``validation/``, ...;
     4. ``name.txt`` beside ``name.jpg``, one caption a line, in any depth of folders.
+
+    Where no manifest names a picture's split, the first folder of its path does (``train/``, ``val/``, ...), or how
+    the name of its shard begins (``train-000.tar``).
 
     Args:
         image_column, caption_column: of a manifest's rows; unset: the first known name.
+        uncaptioned: keep pictures without a caption too, for who captions them.
         images: the folder that a manifest's file names are relative to; unset: its own.
         skip_bad_images: leave out pictures that are missing or have no caption, and count and name them in
             ``remarks``, instead of raising. (`limner.data.loading.check_images` tells which cannot be decoded.)
@@ -60,8 +66,9 @@ class ImageCaptionDataset(Sequence[Record]):
         caption_column: str | None = None,
         skip_bad_images: bool = False,
         images: Path | None = None,
+        uncaptioned: bool = False,
     ) -> None:
-        self.path, self._images = Path(path), images
+        self.path, self._images, self._uncaptioned = Path(path), images, uncaptioned
         self.remarks: list[str] = []
         if not self.path.exists():
             raise FileNotFoundError(f"There is no folder or file {path}.")
@@ -75,8 +82,8 @@ class ImageCaptionDataset(Sequence[Record]):
             if self.path.is_dir():
                 self._tell_what_no_manifest_names(found, manifests)
         elif shards := _shards(self.path):
-            samples, without = webdataset_samples(shards)
-            found = [Found(image, image.member, entry) for image, entry in samples]
+            samples, without = webdataset_samples(shards, caption_column)
+            found = list(self._from_samples(samples))
             if without:
                 self._remark("sample holds", "samples hold", "no picture and is left out", without)
         else:
@@ -119,9 +126,9 @@ class ImageCaptionDataset(Sequence[Record]):
             if image is None:
                 missing.append(entry.file)
             else:
-                if entry.split is None and within.strip("/") in _SPLIT_FOLDERS:
-                    entry.split = within.strip("/")
-                found.append(Found(image, within + PurePosixPath(entry.file).as_posix(), entry))
+                name = within + PurePosixPath(entry.file).as_posix()
+                entry.split = entry.split or _split_folder(name) or _split_of_shard(image, locate.root)
+                found.append(Found(image, text_of(name), entry))
         if locate.in_several_shards:
             self._remark(
                 "picture stands", "pictures stand", "in several shards; the first is taken", locate.doubles
@@ -135,6 +142,16 @@ class ImageCaptionDataset(Sequence[Record]):
                 )
             self._remark("picture is", "pictures are", "missing and left out", names)
         return found
+
+    def _from_samples(self, samples: Sequence[tuple[TarImage, Entry]]) -> Iterator[Found]:
+        """A picture's id is its name, with its shard's where another shard holds a member of that name too."""
+        root = self.path if self.path.is_dir() else self.path.parent
+        counts = Counter(image.member for image, _ in samples)
+        for image, entry in samples:
+            entry.split = _split_of_shard(image, root)
+            shard = Path(image.shard).relative_to(root).with_suffix("").as_posix()
+            image_id = image.member if counts[image.member] == 1 else f"{shard}/{image.member}"
+            yield Found(image, text_of(image_id), entry)
 
     def _tell_what_no_manifest_names(self, found: Sequence[Found], manifests: Sequence[Path]) -> None:
         named = {picture.image for picture in found if isinstance(picture.image, Path)}
@@ -154,21 +171,19 @@ class ImageCaptionDataset(Sequence[Record]):
         bare, used = [], set()
         for picture in sorted(p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()):
             name = picture.relative_to(self.path).as_posix()
-            # Names in old archives may be other bytes than UTF-8, and no text.
-            image_id = os.fsencode(name).decode(errors="backslashreplace")
+            image_id = text_of(name)
             sidecar = picture.with_suffix(".txt")
-            if not sidecar.is_file():
+            captioned = sidecar.is_file()
+            if not captioned and not self._uncaptioned:
                 bare.append(image_id)
                 continue
-            used.add(sidecar)
             for file in (picture, sidecar):
                 if file.is_symlink():  # folders that are links are not gone into
                     refuse_leading_out(file, self.path.resolve(), str(self.path))
-            text = read_text(sidecar)
+            text = read_text(sidecar) if captioned else ""
+            used.add(sidecar)
             captions = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
-            top = PurePosixPath(image_id).parts[0]
-            split = top if top in _SPLIT_FOLDERS else None
-            yield Found(picture, image_id, Entry(image_id, captions, split, str(sidecar)))
+            yield Found(picture, image_id, Entry(image_id, captions, _split_folder(name), str(sidecar)))
         if bare:
             if not used:
                 raise ValueError(
@@ -195,7 +210,7 @@ class ImageCaptionDataset(Sequence[Record]):
             if "" in picture.entry.captions or not picture.entry.captions:
                 empty[picture.image_id] = None
             record.captions += [caption for caption in picture.entry.captions if caption]
-        if empty:
+        if empty and not self._uncaptioned:
             names = list(empty)
             if not skip_bad_images:
                 raise ValueError(
@@ -257,7 +272,7 @@ class _Locator:
     def _member(self, name: str) -> TarImage | None:
         if self._members is None:
             self._members = {}
-            for shard in sorted(self.root.glob("*.tar")):
+            for shard in _shards(self.root):
                 for member in index_shard(shard):
                     key = member.member.removeprefix("./")
                     if key in self._members:
@@ -267,6 +282,21 @@ class _Locator:
 
 
 _SPLIT_FOLDERS = ("train", "training", "validation", "valid", "val", "dev", "test")
+
+
+def _split_folder(name: str) -> str | None:
+    """The split that the first folder of a path names."""
+    top, slash, _ = name.replace("\\", "/").partition("/")
+    return top if slash and top in _SPLIT_FOLDERS else None
+
+
+def _split_of_shard(image: ImageSource, root: Path) -> str | None:
+    """The split that the folder of a shard names, or the letters with which its own name begins."""
+    if not isinstance(image, TarImage):
+        return None
+    name = Path(image.shard).relative_to(root).as_posix()
+    beginning = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
+    return _split_folder(name) or (beginning if beginning in _SPLIT_FOLDERS else None)
 
 
 def _manifests(path: Path) -> list[Path]:
@@ -300,7 +330,10 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _shards(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.glob("*.tar"))
+    if path.is_file():
+        return [path]
+    folders = [path, *(path / name for name in _SPLIT_FOLDERS)]
+    return sorted(shard for folder in folders for shard in folder.glob("[!.]*.tar"))
 
 
 def _counted(names: Sequence[str], one: str, many: str) -> str:
@@ -312,5 +345,5 @@ def _are(names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str], limit: int = 3) -> str:
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(map(text_of, names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ class Record:
     image_id: str
     split: Split | None = None
     """The split that the data set itself names; None: `split_of` decides."""
+
+
+def text_of(name: str) -> str:
+    """A file's name as text that can be written down: what is not UTF-8 is spelled, as in ``caf\\xe9.png``."""
+    try:
+        return os.fsencode(name).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character, which JSON may hold
+        return name.encode(errors="backslashreplace").decode()
 
 
 def split_name(name: str) -> Split:
@@ -101,14 +110,18 @@ def assign_splits(
 ) -> list[Split]:
     """The split of every image: its own where it names one, else `split_of`.
 
-    A data set that names one split only (all is "train", or "test") names none. Where it names several but not
-    validation, its training images are divided between the two.
+    A data set that calls all its images "train" names no split. Where it names several but not validation, its
+    training images are divided between the two. Where all are held out, as "test" or "validation", none is taken
+    to train on.
 
-    With two images or more, neither training nor validation is ever empty: where chance left validation empty, the
-    image nearest to it moves there. Such a set is tiny; the exception ends as soon as it has grown.
+    Else, with two images or more, neither training nor validation is ever empty: where chance left validation
+    empty, the image nearest to it moves there. Such a set is tiny; the exception ends as soon as it has grown.
     """
     items = list(ids)
     names = {own for _, own in items}
+    held_out: list[Split] = [own for _, own in items if own in ("validation", "test")]
+    if len(held_out) == len(items):
+        return held_out
     splits: list[Split] = []
     for image_id, own in items:
         if own is None or len(names) == 1:

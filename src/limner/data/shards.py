@@ -77,17 +77,22 @@ def index_shard(shard: Path) -> list[TarImage]:
     return members
 
 
-def webdataset_samples(shards: list[Path]) -> tuple[list[tuple[TarImage, Entry]], list[str]]:
+def webdataset_samples(
+    shards: list[Path], caption_column: str | None = None
+) -> tuple[list[tuple[TarImage, Entry]], list[str]]:
     """The picture and the captions of every sample, and the keys of samples without a picture.
 
-    A sample is what shares its name up to the first dot. Captions are a ``.txt``/``.caption``/``.cap`` member, one
-    a line, or a ``.json`` member with a caption column. Of a sample with several pictures the first is taken.
+    A sample is what shares its name up to the first dot; hidden files (``._0000.jpg``) are of none. Captions are a
+    ``.txt``/``.caption``/``.cap`` member, one a line, or a ``.json`` member with a caption column; with
+    ``caption_column`` the ``.json`` member comes first. Of a sample with several pictures the first is taken.
     """
     found, without = [], []
     for shard in shards:
         samples: dict[str, dict[str, TarImage]] = {}
         for member in index_shard(shard):
             path = PurePosixPath(member.member)
+            if path.name.startswith("."):
+                continue
             stem, _, extension = path.name.partition(".")
             samples.setdefault(str(path.with_name(stem)), {}).setdefault(extension.lower(), member)
         for key, parts in samples.items():
@@ -96,13 +101,14 @@ def webdataset_samples(shards: list[Path]) -> tuple[list[tuple[TarImage, Entry]]
             if picture is None:
                 without.append(key)
             else:
-                found.append((picture, Entry(picture.member, _captions(parts), None, f"{key} in {shard}")))
+                captions = _captions(parts, caption_column)
+                found.append((picture, Entry(picture.member, captions, None, f"{key} in {shard}")))
     return found, without
 
 
-def _captions(parts: dict[str, TarImage]) -> list[str]:
+def _captions(parts: dict[str, TarImage], column: str | None) -> list[str]:
     for extension in ("txt", "caption", "cap"):
-        if extension in parts:
+        if extension in parts and not (column and "json" in parts):
             try:
                 text = parts[extension].read().decode("utf-8-sig")
             except UnicodeDecodeError as error:
@@ -110,5 +116,5 @@ def _captions(parts: dict[str, TarImage]) -> list[str]:
             return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
     if "json" in parts:
         name = parts["json"].name
-        return captions_of(parse_json(parts["json"].read(), name), None, name)
+        return captions_of(parse_json(parts["json"].read(), name), column, name)
     return []

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from limner.data.images import image_bytes
 from limner.data.records import Record
 from limner.decoding.captioner import Caption
 from limner.evaluation.any_captioner import Describes
@@ -28,6 +33,8 @@ class Said:
     """Every word with its log-probability: the sum over its tokens; None where the model does not tell."""
     score: float
     seconds: float
+    picture: str = ""
+    """A digest of the picture's file: another one under the same name is captioned anew."""
 
 
 class CaptionLog:
@@ -117,7 +124,7 @@ def caption_records(
     number, of = shard
     done, known_bad = log.read(name)
     mine = list(records)[number - 1 :: of]
-    left = [record for record in mine if record.image_id not in done]
+    left = [record for record in mine if not _captioned(record, done.get(record.image_id))]
     file = shard_file(name, shard)
     progress(len(mine) - len(left), len(mine))
     model = captioner() if left else None
@@ -135,12 +142,33 @@ def caption_records(
     return {record.image_id: done[record.image_id] for record in records if record.image_id in done}
 
 
+def _captioned(record: Record, said: Said | None) -> bool:
+    return said is not None and said.picture in ("", _digest(record))
+
+
+def _digest(record: Record) -> str:
+    """Empty for pixels that are no file."""
+    if isinstance(record.image, Image.Image | np.ndarray):
+        return ""
+    try:
+        return hashlib.blake2b(image_bytes(record.image), digest_size=12).hexdigest()
+    except (ValueError, OSError):
+        return "unreadable"
+
+
 def _describe(model: Describes, batch: Sequence[Record], batch_size: int, settings: dict[str, Any]) -> list[Said]:
     if not batch:
         return []
     captions = model.describe([record.image for record in batch], batch_size=batch_size, **settings)
     return [
-        Said(record.image_id, caption.text, words_of(caption, model.tokenizer), caption.score, caption.seconds)
+        Said(
+            record.image_id,
+            caption.text,
+            words_of(caption, model.tokenizer),
+            caption.score,
+            caption.seconds,
+            _digest(record),
+        )
         for record, caption in zip(batch, captions, strict=True)
     ]
 

@@ -158,7 +158,10 @@ class CaptionTask(Task):
         }
         for split, records in self.records.items():
             if not records:
-                raise ValueError(f"The {split} split is empty; give more pictures.")
+                raise ValueError(
+                    f"The {split} split is empty; give more pictures. (What a data set names validation or test is "
+                    "not trained on.)"
+                )
         captions = [caption for record in self.records["train"] for caption in record.captions]
         self.vlm = self.build(config, captions, self.say)
         room = self.vlm.room_for_caption

@@ -169,7 +169,13 @@ def _folder(name: str, options: Options) -> DatasetDict:
     from limner.data.catalogue.rows import dataset_of_records
     from limner.data.folder import ImageCaptionDataset
 
-    data = ImageCaptionDataset(name, options.image_column, options.caption_column, options.skip_bad_images)
+    data = ImageCaptionDataset(
+        name,
+        options.image_column,
+        options.caption_column,
+        options.skip_bad_images,
+        uncaptioned=options.uncaptioned,
+    )
     for remark in data.remarks:
         options.say(remark)
     return dataset_of_records(data.splits())

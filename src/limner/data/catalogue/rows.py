@@ -47,6 +47,8 @@ class Options:
     image_column: str | None = None
     caption_column: str | None = None
     skip_bad_images: bool = False
+    uncaptioned: bool = False
+    """Of a folder or manifest, pictures without a caption are wanted too."""
     say: Callable[[str], None] = field(default=lambda text: None)
     """Told what was left out, and other things that a person should know."""
 
@@ -73,8 +75,9 @@ class ArrowImage:
         value = self.rows[self.index]["image"]
         if value["bytes"] is not None:
             return value["bytes"]
-        member = TarImage.from_address(value["path"])
-        return member.read() if member is not None else Path(value["path"]).read_bytes()
+        path = _unspelled(value["path"])
+        member = TarImage.from_address(path)
+        return member.read() if member is not None else Path(path).read_bytes()
 
 
 def repository_path(repository: str) -> str:
@@ -235,8 +238,26 @@ def dataset_of_records(splits: Splits) -> DatasetDict:
 
 def _cell(record: Record) -> Any:
     if isinstance(record.image, TarImage):
-        return {"path": record.image.address, "bytes": None}
-    return Image().encode_example(record.image)  # a path stays a path; arrays become PNG
+        return {"path": _spelled(record.image.address), "bytes": None}
+    if isinstance(record.image, str | Path):
+        return {"path": _spelled(str(Path(record.image).absolute())), "bytes": None}
+    return Image().encode_example(record.image)  # arrays become PNG
+
+
+_BYTES = "#bytes:"
+
+
+def _spelled(path: str) -> str:
+    """A path as a table holds it: of one that is no text, the bytes."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return _BYTES + os.fsencode(path).hex()
+
+
+def _unspelled(path: str) -> str:
+    return os.fsdecode(bytes.fromhex(path.removeprefix(_BYTES))) if path.startswith(_BYTES) else path
 
 
 def records_of(rows: Dataset) -> list[Record]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from limner.data.records import Record
-from limner.evaluation.quality.examine import LONG, SHORT, Example, Quality
-from limner.evaluation.quality.new_set import Entry
+from limner.evaluation.quality.examine import Quality, length_of
+from limner.evaluation.quality.new_set import Entry, joined_provenance
 from limner.evaluation.quality.words import OPENINGS, respaced, rewrite
 from limner.words.ptb import ptb_tokenize
 
@@ -26,10 +27,18 @@ class Cleaning:
         return [f"{what}: {count:,}" for what, count in sorted(self.done.items())] or ["nothing had to be changed"]
 
 
-def clean(quality: Quality, actions: Collection[str], cleaning: Cleaning) -> Iterator[Entry]:
+def clean(
+    quality: Quality,
+    actions: Collection[str],
+    cleaning: Cleaning,
+    provenance: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[Entry]:
     """The entries of the new set, in the order of the old; ``cleaning`` is filled on the way.
 
     The captions of an exact copy go to the picture that stays. A picture that loses all its captions is dropped.
+
+    Args:
+        provenance: what the old set keeps beside the captions, by image id; it is kept.
     """
     inherited = _inherited(quality, actions)
     for example in quality.examples:
@@ -37,26 +46,26 @@ def clean(quality: Quality, actions: Collection[str], cleaning: Cleaning) -> Ite
         if reason:
             cleaning.done[f"pictures dropped ({reason})"] += 1
             continue
-        texts = [*example.record.captions, *inherited.get(example.record.image_id, [])]
+        copies = [example.record, *inherited.get(example.record.image_id, [])]
+        texts = [text for copy in copies for text in copy.captions]
         captions = _captions(texts, actions, cleaning)
         if not captions:
             cleaning.done["pictures dropped (no caption left)"] += 1
             continue
-        original = {} if captions == example.record.captions else {"original_captions": example.record.captions}
-        yield Entry(_with(example, captions), example.split, original)
+        kept = joined_provenance(copies, provenance or {})
+        if captions != texts:
+            kept.setdefault("original_captions", texts)
+        yield Entry(replace(example.record, captions=captions), example.split, kept)
 
 
-def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[str]]:
+def _inherited(quality: Quality, actions: Collection[str]) -> dict[str, list[Record]]:
+    """The exact copies of each picture that stays."""
     if "duplicate" not in actions:
         return {}
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Record]] = {}
     for example in quality.found("duplicate"):
-        found.setdefault(example.like, []).extend(example.record.captions)
+        found.setdefault(example.like, []).append(example.record)
     return found
-
-
-def _with(example: Example, captions: list[str]) -> Record:
-    return replace(example.record, captions=captions)
 
 
 def _captions(texts: list[str], actions: Collection[str], cleaning: Cleaning) -> list[str]:
@@ -68,9 +77,9 @@ def _captions(texts: list[str], actions: Collection[str], cleaning: Cleaning) ->
         if opens_emptily or ("spacing" in actions and respaced(text) != text):
             changed = rewrite(text)
         tokens = ptb_tokenize(changed)
-        num_words = len(tokens.split())
-        if ("short" in actions and num_words < SHORT) or ("long" in actions and num_words > LONG):
-            cleaning.done[f"captions dropped ({'short' if num_words < SHORT else 'long'})"] += 1
+        length = length_of(changed, tokens.split())
+        if length in actions:
+            cleaning.done[f"captions dropped ({length})"] += 1
         elif "repeated" in actions and tokens in known:
             cleaning.done["captions dropped (repeated)"] += 1
         else:

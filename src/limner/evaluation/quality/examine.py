@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from limner.evaluation.quality.words import (
     protected_terms,
     reading_ease,
     respaced,
+    spaced,
 )
 from limner.words.ptb import ptb_tokenize
 
@@ -97,7 +98,7 @@ class Quality:
 
     examples: list[Example]
     originals: dict[str, list[str]]
-    """Captions as they were before a rewriting, where they are known, by image id."""
+    """Captions as they were before a rewriting, by image id; where they are not known, they count as they are."""
     remarks: list[str] = field(default_factory=list)
     """What the loader had to leave out."""
 
@@ -139,7 +140,7 @@ class Quality:
                 for category, term in protected_terms(words):
                     used.setdefault(category, set()).add(number)
                     terms.setdefault(category, Counter())[term] += 1
-            for text in self.originals.get(example.record.image_id, []):
+            for text in self.originals.get(example.record.image_id, example.record.captions):
                 before.update({category for category, _ in protected_terms(ptb_tokenize(text).split())})
         return {
             category: {
@@ -196,8 +197,14 @@ def _find_copies(examples: list[Example], near: int) -> None:
         if example.look.problem:
             example.findings.append("broken")
     for rows in same([example.look.digest for example in examples]):
-        for row in rows[1:]:
-            _copy(examples, rows[0], row, "duplicate")
+        first: dict[Split, int] = {}
+        for row in rows:
+            if first.setdefault(examples[row].split, row) != row:
+                _copy(examples, first[examples[row].split], row, "duplicate")
+        kept = max(rows, key=lambda row: (_HELD_OUT[examples[row].split], -row))
+        for row in rows:
+            if examples[row].split != examples[kept].split:
+                _copy(examples, kept, row, "leak")
     hashes = [example.look.hash for example in examples]
     readable = [row for row, example in enumerate(examples) if not example.look.problem]
     for one, other in near_pairs(hashes, readable, near):
@@ -211,10 +218,18 @@ def _copy(examples: list[Example], one: int, other: int, name: str) -> None:
         name = "leak"
     else:
         leaked, kept = second, first
-    if not leaked.findings or name == "leak":
+    if name in leaked.findings or (name == "near-duplicate" and "duplicate" in leaked.findings):
+        return
+    if "duplicate" not in leaked.findings:  # the copy in its own split says most, and gets its captions
         leaked.like = kept.record.image_id
-    if name not in leaked.findings and not (name == "near-duplicate" and "duplicate" in leaked.findings):
-        leaked.findings.append(name)
+    leaked.findings.append(name)
+
+
+def length_of(text: str, words: Sequence[str]) -> Literal["short", "long"] | None:
+    """Whether a caption is too short or too long; None also where its script has no spaces between words."""
+    if not spaced(text):
+        return None
+    return "short" if len(words) < SHORT else "long" if len(words) > LONG else None
 
 
 def _judge_captions(examples: list[Example]) -> None:
@@ -224,8 +239,8 @@ def _judge_captions(examples: list[Example]) -> None:
         example.nouns = sorted({noun for words in example.captions for noun in finder.nouns(words)})
         example.protected = [term for words in example.captions for term in protected_terms(words)]
         findings = {
-            "short": any(len(words) < SHORT for words in example.captions),
-            "long": any(len(words) > LONG for words in example.captions),
+            "short": any(length_of(*pair) == "short" for pair in zip(texts, example.captions, strict=True)),
+            "long": any(length_of(*pair) == "long" for pair in zip(texts, example.captions, strict=True)),
             "repeated": len({" ".join(words) for words in example.captions}) < len(texts),
             "opening": any(OPENINGS.match(text) for text in texts),
             "spacing": any(respaced(text) != text for text in texts),

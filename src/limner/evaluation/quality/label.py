@@ -154,5 +154,7 @@ def labelled(records: Sequence[tuple[Record, Split]], log: AnswerLog) -> Iterato
     for record, split in records:
         caption = log.caption(record)
         if caption is not None:
-            extra = {"original_captions": record.captions, "labelled_by": log.model}
+            extra: dict[str, Any] = {"labelled_by": log.model}
+            if record.captions:
+                extra["original_captions"] = record.captions
             yield Entry(Record(record.image, [caption], record.image_id, split), split, extra)

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from limner.data.records import SPLITS, Record, Splits
-from limner.evaluation.quality.new_set import Entry
+from limner.data.records import SPLITS, Record, Split, Splits
+from limner.evaluation.quality.new_set import Entry, joined_provenance
 from limner.evaluation.quality.pictures import Look, look
 
 
-def merge(splits: Splits, done: Counter[str], skip_bad_images: bool = False) -> Iterator[Entry]:
+def merge(
+    splits: Splits,
+    done: Counter[str],
+    skip_bad_images: bool = False,
+    provenance: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[Entry]:
     """The entries of the merged set; ``done`` counts what was joined and left out.
 
     Equal files are one picture: it gets the captions of all, and stays in the most held-out of their splits.
 
+    Args:
+        provenance: what the sets keep beside the captions, by image id; it is kept.
+
     Raises:
         ValueError: a picture cannot be read, and ``skip_bad_images`` is off.
     """
-    joined: dict[str, Record] = {}
+    joined: dict[str, list[Record]] = {}
     for split in reversed(SPLITS):  # test, validation, train: what is held out anywhere is held out
         for record in splits[split]:
             seen = _look(record, skip_bad_images, done)
             if seen is None:
                 continue
-            known = joined.get(seen.digest)
-            if known is None:
-                joined[seen.digest] = Record(record.image, list(record.captions), record.image_id, split)
-                continue
-            done["pictures that occur twice, joined"] += 1
-            known.captions.extend(text for text in record.captions if text not in known.captions)
+            if seen.digest in joined:
+                done["pictures that occur twice, joined"] += 1
+            joined.setdefault(seen.digest, []).append(replace(record, split=split))
     for split in SPLITS:
-        yield from (Entry(record, split, {}) for record in joined.values() if record.split == split)
+        yield from (_entry(c, split, provenance or {}) for c in joined.values() if c[0].split == split)
+
+
+def _entry(copies: Sequence[Record], split: Split, provenance: Mapping[str, Mapping[str, Any]]) -> Entry:
+    captions = list(copies[0].captions)
+    for copy in copies[1:]:
+        captions += [text for text in copy.captions if text not in captions]
+    return Entry(replace(copies[0], captions=captions), split, joined_provenance(copies, provenance))
 
 
 def _look(record: Record, skip_bad_images: bool, done: Counter[str]) -> Look | None:

@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from limner.data.caption_files import json_lines, read_text
+from limner.data.catalogue import expand
 from limner.data.images import EXTENSIONS, image_bytes
 from limner.data.records import SPLITS, Record, Split
 
-METADATA = "metadata.jsonl"
+PROVENANCE = {"original_captions": list, "labelled_by": str}
+METADATA, README = "metadata.jsonl", "README.md"
 _SIGNATURES = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
@@ -45,26 +48,97 @@ class Entry:
     """Further columns of its metadata (``original_captions``, ...)."""
 
 
-def write_set(entries: Iterable[Entry], folder: Path, title: str, told: Callable[[], Sequence[str]]) -> int:
+def provenance(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What Limner's sets keep beside the captions, by image id as `load_dataset_by_name` gives it for these names.
+
+    ``original_captions``: as they were before a rewriting; ``labelled_by``: the model that wrote them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    several = len(expand(names)) > 1
+    for name in names:
+        folder = Path(name)
+        for metadata in [*folder.glob(METADATA), *folder.glob(f"*/{METADATA}")]:
+            within = (name.rstrip("/") + "/" if several else "") + (
+                "" if metadata.parent == folder else f"{metadata.parent.name}/"
+            )
+            for row in json_lines(read_text(metadata), metadata):
+                fields = row.fields if isinstance(row.fields, dict) else {}
+                kept = {key: fields[key] for key in PROVENANCE if isinstance(fields.get(key), PROVENANCE[key])}
+                if kept:
+                    found[f"{within}{fields.get('file_name')}"] = kept
+    return found
+
+
+def joined_provenance(
+    copies: Sequence[Record], provenance: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str] | str]:
+    """Of one picture made of several: where one has captions of before, those of the others are what they say."""
+    kept = [provenance.get(copy.image_id, {}) for copy in copies]
+    joined: dict[str, list[str] | str] = {}
+    if any("original_captions" in row for row in kept):
+        before = [row.get("original_captions", copy.captions) for copy, row in zip(copies, kept, strict=True)]
+        joined["original_captions"] = list(dict.fromkeys(itertools.chain(*before)))
+    if models := dict.fromkeys(row["labelled_by"] for row in kept if "labelled_by" in row):
+        joined["labelled_by"] = ", ".join(models)
+    return joined
+
+
+class Seal:
+    """A file that tells a set as it was made from one that somebody has changed since."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def holds(self, folder: Path) -> bool:
+        """Whether the folder is as it was when it was sealed."""
+        return folder.is_dir() and self.file.is_file() and self.file.read_text() == self._of(folder)
+
+    def put(self, folder: Path) -> None:
+        self.file.write_text(self._of(folder))
+
+    def _of(self, folder: Path) -> str:
+        """A digest of all names and sizes, and of what is text."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+            if file.name in (METADATA, README):
+                digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+def write_set(
+    entries: Iterable[Entry],
+    folder: Path,
+    title: str,
+    told: Callable[[], Sequence[str]],
+    seal: Seal | None = None,
+) -> int:
     """Writes the set, and returns how many pictures it has.
 
     Args:
         told: gives what was done, a sentence each, for the README; called when all entries are written.
+        seal: of a set that is replaced where it is as it was made; put on the new one.
 
     Raises:
         ValueError: the folder exists and is not empty, or there is nothing to write.
         OSError: the disk is full; nothing is left behind.
     """
-    check_free(folder)
+    replaced = seal is not None and seal.holds(folder)
+    if not replaced:
+        check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         counts = _write(entries, aside)
         if not sum(counts.values()):
-            raise ValueError("Nothing would be left of the data set; nothing was written.")
-        (aside / "README.md").write_text(_card(title, told(), counts), encoding="utf-8")
+            raise ValueError(f"Nothing would be left of the data set ({'; '.join(told())}); nothing was written.")
+        (aside / README).write_text(_card(title, told(), counts), encoding="utf-8")
         aside.chmod(0o755)
-        if folder.exists():
+        if seal is not None:
+            seal.put(aside)
+        if folder.exists() and replaced:
+            shutil.rmtree(folder)
+        elif folder.exists():
             folder.rmdir()
         aside.rename(folder)
     except BaseException:

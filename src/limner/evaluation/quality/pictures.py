@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -78,13 +79,13 @@ def near_pairs(hashes: Sequence[int], rows: Iterable[int], distance: int = NEAR)
     Exact, without comparing all pairs: of distance + 1 bands of the hash, such a pair has one in common. Flat
     pictures (all bits alike) say nothing and are left out.
     """
-    width = -(-64 // (distance + 1))
+    edges = [64 * k // (distance + 1) for k in range(distance + 2)]
     rows = [row for row in rows if hashes[row] not in (0, 2**64 - 1)]
     found: set[tuple[int, int]] = set()
-    for start in range(0, 64, width):
+    for start, end in pairwise(edges):
         bands: dict[int, list[int]] = defaultdict(list)
         for row in rows:
-            bands[(hashes[row] >> start) & ((1 << width) - 1)].append(row)
+            bands[(hashes[row] >> start) & ((1 << (end - start)) - 1)].append(row)
         for members in bands.values():
             for position, one in enumerate(members):
                 for other in members[:position]:

@@ -180,10 +180,19 @@ def _syllables(word: str) -> int:
     return max(1, groups - silent)
 
 
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+def spaced(caption: str) -> bool:
+    """Whether most of it is in a script with spaces between words, as Chinese, Japanese or Thai are not."""
+    return 2 * len(_UNSPACED.findall(caption)) <= len("".join(caption.split()))
+
+
 def respaced(caption: str) -> str:
-    """The caption with plain spacing: none before punctuation, none doubled, contractions in one piece."""
+    """The caption with plain spacing: none before punctuation that ends a word, none doubled, contractions in one
+    piece."""
     text = " ".join(caption.split())
-    text = re.sub(r"\s+([.,;:!?])", r"\1", text)
+    text = re.sub(r"\s+([.,;:!?]+)(?=\s|$)", r"\1", text)
     return re.sub(r"\s+('(?:s|re|ve|ll|d|m)|n't)\b", r"\1", text)
 
 
