@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,6 +286,7 @@ class Trainer:
             group["lr"] = group["peak_lr"] * scale
         with self.meter.time("compute"):
             losses: list[torch.Tensor] = []
+            figures: dict[str, float] = {}  # each summed over tokens or captions
             for k, batch in enumerate(batches):
                 seed = position_seed(self.config.seed, progress.step, k, accelerator.process_index)
                 hardware.seed_generators(seed, accelerator.device)
@@ -298,7 +299,10 @@ class Trainer:
                     # DDP averages over ranks; a sum over ranks is what the mean over tokens needs.
                     accelerator.backward(loss * (accelerator.num_processes / max(1, targets)))
                 losses.append(loss.detach())
-            mean_loss = self._over_ranks([sum(map(float, losses))])[0] / max(1, targets)
+                for name, mean in self.task.figures.items():
+                    figures[name] = figures.get(name, 0.0) + mean * batch.num_units
+            loss_sum, *sums = self._over_ranks([sum(map(float, losses)), *figures.values()])
+            mean_loss = loss_sum / max(1, targets)
             norm = float(gradient_norm(self.parameters))
         applied = math.isfinite(mean_loss) and math.isfinite(norm)
         with self.meter.time("optimizer"):
@@ -313,7 +317,7 @@ class Trainer:
         progress.units += int(units)
         self.journal.step = progress.step
         self.meter.step_done(int(units))
-        self._log_step(mean_loss, norm)
+        self._log_step(mean_loss, norm, {name: s / max(1, units) for name, s in zip(figures, sums, strict=True)})
 
     def _over_ranks(self, values: Sequence[float]) -> Sequence[float]:
         """Sums of these numbers over all processes."""
@@ -360,7 +364,7 @@ class Trainer:
                 "warnings name, or stop and begin again with a lower learning rate; resume goes on as it is."
             )
 
-    def _log_step(self, loss: float, norm: float) -> None:
+    def _log_step(self, loss: float, norm: float, figures: Mapping[str, float]) -> None:
         progress = self.progress
         if progress.step % self.config.log_every and progress.step != self.total_steps:
             return
@@ -368,6 +372,7 @@ class Trainer:
         values = {
             "loss": loss,
             **self.task.readings(loss, "training"),
+            **figures,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
             "epoch": round(progress.step / self.order.steps_per_epoch, 6),
