@@ -72,6 +72,20 @@ def test_damage_is_found(tmp_path: Path) -> None:
         manager.load(1)
 
 
+def test_a_checkpoint_without_some_of_the_weights_fills_nothing(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    model[2].requires_grad_(False)
+    kept = {name: tensor.detach().clone() for name, tensor in checkpoints.trained_tensors(model).items()}
+    assert "2.weight" not in kept and "1.running_mean" in kept
+    other = {name: torch.ones_like(tensor) for name, tensor in kept.items()}
+    for damaged in (other | {"odd": torch.ones(1)}, {k: v for k, v in other.items() if k != "0.bias"}):
+        with pytest.raises(ValueError, match=r"another model: (odd|0\.bias) .* \(1 tensors\)"):
+            checkpoints.put_tensors(model, damaged)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in checkpoints.trained_tensors(model).items())
+    checkpoints.put_tensors(model, other)
+    assert all((tensor == 1).all() for tensor in checkpoints.trained_tensors(model).values())
+
+
 def test_a_reader_keeps_its_checkpoint(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, "loss", "min", keep=1)
     first = save(manager, 1)

@@ -11,7 +11,7 @@ import torch
 
 from limner.config.pretrain import PretrainConfig
 from limner.runs import Run
-from limner.training.checkpoints import Checkpoint
+from limner.training.checkpoints import put_tensors, read_checkpoint
 from limner.training.opening import saved_settings
 from limner.training.task import Task
 
@@ -50,8 +50,7 @@ def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
     task = _task(run)
     task.run_path = scratch
     task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
-    weights, _, _ = Checkpoint(checkpoint, 0, {}).read()
-    _fill(task.model, weights)
+    put_tensors(task.model, read_checkpoint(checkpoint)[0])
     return task
 
 
@@ -65,7 +64,7 @@ def restored_captioner(checkpoint: Path, device: torch.device, dtype: torch.dtyp
         raise ValueError(f"{checkpoint} is of `limner {run.config['verb']}`, and a captioner's is asked for.")
     task: Any = _task(run)
     task.load(device, dtype, lambda *progress: None)
-    _fill(task.model, Checkpoint(checkpoint, 0, {}).read()[0])
+    put_tensors(task.model, read_checkpoint(checkpoint)[0])
     return task.vlm
 
 
@@ -92,16 +91,6 @@ def _task(run: Run) -> Task:
 
         return CaptionTask(config, records, say=_silent)
     raise ValueError(f"Checkpoints of `limner {verb}` cannot be opened; its finished model can.")
-
-
-def _fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    state = model.state_dict(keep_vars=True)
-    unknown = sorted(weights.keys() - state.keys())
-    if unknown:
-        raise ValueError(f"The checkpoint is of another model: it has {unknown[0]} ({len(unknown)} such tensors).")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            state[name].copy_(tensor)
 
 
 def _silent(text: str) -> None:

@@ -68,7 +68,7 @@ class Task(ABC):
 
     evaluates_first: ClassVar[bool] = False
     """Whether the first evaluation comes before the first step; where evaluations are dear, it does not."""
-    figures: Mapping[str, float] = {}  # noqa: RUF012  never changed in place
+    figures: Mapping[str, float] = {}
     """What `loss` found by the way in its last batch, which it sets anew at each: `metrics` events tell the mean
     over a step's tokens or captions."""
     flops_per_unit: float | None = None

@@ -32,7 +32,7 @@ from limner import device as hardware
 from limner.config.training import TrainSettings
 from limner.runs import CommandQueue, Run
 from limner.runs.state import process_identity
-from limner.training.checkpoints import CheckpointManager
+from limner.training.checkpoints import CheckpointManager, Tensors, put_tensors, trained_tensors
 from limner.training.journal import Journal
 from limner.training.meter import Meter
 from limner.training.opening import open_run, recorded_machine
@@ -45,11 +45,9 @@ from limner.training.optimizer import (
 )
 from limner.training.order import Order, position_seed
 from limner.training.schedule import lr_scale
-from limner.training.sharding import gather, shard, shared_out_like
+from limner.training.sharding import gather, shard
 from limner.training.steering import Steering
 from limner.training.task import Batch, Task
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -260,7 +258,7 @@ class Trainer:
         if self.accelerator.is_main_process and self.manager:
             best = self.manager.best
             if best and best.step != self.progress.step:
-                _load_weights(model, best.read()[0])
+                put_tensors(model, best.read()[0])
                 self.journal.say(f"The best checkpoint is step {best.step}: {_numbers(best.metrics)}.")
             aside = self.run.path / ".model"
             _remove_tree(aside)
@@ -482,7 +480,7 @@ class Trainer:
                 )
             return
         with self.meter.outside("checkpoint"):
-            weights, moments = _weights(self._whole_model()), optimizer_tensors(self.optimizer)
+            weights, moments = trained_tensors(self._whole_model()), optimizer_tensors(self.optimizer)
         while why := self._written(weights, moments, acknowledgement):
             if self.steering.hold(why) == "stop":
                 raise OSError(errno.ENOSPC, why)
@@ -527,7 +525,7 @@ class Trainer:
             self.journal.step = 0
             return
         weights, moments, state = latest.read()
-        _load_weights(self.accelerator.unwrap_model(self.model), weights)
+        put_tensors(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
         if self.progress.step > self.total_steps:
@@ -578,26 +576,6 @@ class Trainer:
         )
         if self.config.report_to:
             self.accelerator.init_trackers("limner", config={"run": self.run.name})
-
-
-def _weights(model: nn.Module) -> Tensors:
-    """What training changes: trained parameters and buffers, by name."""
-    state = model.state_dict()
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return trained | {name: buffer for name, buffer in model.named_buffers() if name in state}
-
-
-def _load_weights(model: nn.Module, tensors: Tensors) -> None:
-    """Takes back what `_weights` gave."""
-    targets = _weights(model)
-    if targets.keys() != tensors.keys():
-        odd = sorted(targets.keys() ^ tensors.keys())
-        raise ValueError(
-            f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
-        )
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(shared_out_like(target, tensors[name]))
 
 
 def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
