@@ -39,7 +39,8 @@ class PretrainConfig(TrainSettings):
     # -- text
     corpus: str = "verdict"
     """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
-    of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
+    of the demo), a text file, JSONL or parquet with a column of texts, a folder of such files, or a hub data set
+    (owner/name)."""
     tokenizer: str | None = None
     """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a run's, a folder or a hub id;
     unset: gpt2, or with --init-from the model's own."""

@@ -94,7 +94,7 @@ class PretrainTask(Task):
             raise ValueError(f"The corpus '{corpus.name}' has a validation text of its own; leave out --val-split.")
         texts = corpus.split(config.val_split)
         self.corpus_name = corpus.name
-        self.notes: list[str] = []
+        self.notes = list(corpus.notes)
         # A tokenizer that is trained sees the training text only, like the model.
         self.tokenizer = self._tokenizer(texts[0])
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
@@ -383,5 +383,7 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _first_words(documents: Sequence[str], count: int = 6) -> str:
-    return " ".join(" ".join(documents[:20])[:2000].split()[:count])
+def _first_words(documents: Sequence[str], count: int = 6, most: int = 40) -> str:
+    """The first words, in at most so many characters: not every script has spaces."""
+    words = " ".join(" ".join(documents[:20])[:2000].split()[:count])
+    return words if len(words) <= most else words[: most + 1].rpartition(" ")[0] or words[:most]
