@@ -137,7 +137,7 @@ class Task(ABC):
         return {}
 
     def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:
-        """An evaluation, for a person. ``training``: the values of the last `metrics` event."""
+        """An evaluation, for a person. ``training``: the values of the last step's `metrics` event."""
         return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in evaluation.items())
 
     def tell_sample(self, sample: Mapping[str, Any]) -> str | None:

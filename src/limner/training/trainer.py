@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,19 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class _Gradient:
+    """What a step's forward and backward found, over all processes; the gradient itself is the parameters'."""
+
+    loss: float
+    """The mean over all supervised tokens."""
+    norm: float
+    units: int
+    """Tokens or captions."""
+    figures: dict[str, float]
+    """See `Task.figures`."""
+
+
+@dataclass(frozen=True)
 class Result:
     """How a run ended. ``reason``: "completed", "early stopping" or "stopped" (it can then be resumed)."""
 
@@ -103,6 +116,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     _check_processes(accelerator, config)
     opened = open_run(verb, config, subject) if accelerator.is_main_process else None
     path = _broadcast(accelerator, opened.run.path if opened else None)
+    accelerator.project_configuration.logging_dir = str(path)  # of trackers that write files
     journal = Journal(path if accelerator.is_main_process else None, quiet)
     try:
         if opened and (kept := opened.run.checkpoints()):
@@ -237,7 +251,15 @@ class Trainer:
                 return "stopped"
             if self._exhausted():
                 return "early stopping"
-            self._step()
+            try:
+                gradient = self._gradient()
+            except Exception:
+                # A terminal's Ctrl-C also ends the processes that compile a model: the stop is why the step failed.
+                if not self.steering.interrupted or self.accelerator.num_processes > 1:
+                    raise
+                self.journal.to_log(traceback.format_exc())
+                continue
+            self._apply(gradient)
             step = progress.step
             last = step == self.total_steps
             if last or (eval_every and step % eval_every == 0):
@@ -270,18 +292,13 @@ class Trainer:
 
     # -- one optimizer step ----------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """One optimizer step: the gradient of the mean loss over all supervised tokens of the effective batch."""
+    def _gradient(self) -> _Gradient:
+        """The gradient of the mean loss over all supervised tokens of the effective batch; changes no weight."""
         progress, accelerator = self.progress, self.accelerator
         with self.meter.time("data"):
             batches = self._batches(progress.step)
             counts = [sum(b.num_targets for b in batches), sum(b.num_units for b in batches)]
             targets, units = self._over_ranks(counts)
-        scale = lr_scale(
-            progress.step, self.total_steps, self.warmup_steps, self.config.schedule, self.config.lr_floor
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * scale
         with self.meter.time("compute"):
             losses: list[torch.Tensor] = []
             figures: dict[str, float] = {}  # each summed over tokens or captions
@@ -300,22 +317,32 @@ class Trainer:
                 for name, mean in self.task.figures.items():
                     figures[name] = figures.get(name, 0.0) + mean * batch.num_units
             loss_sum, *sums = self._over_ranks([sum(map(float, losses)), *figures.values()])
-            mean_loss = loss_sum / max(1, targets)
-            norm = float(gradient_norm(self.parameters))
-        applied = math.isfinite(mean_loss) and math.isfinite(norm)
+            return _Gradient(
+                loss=loss_sum / max(1, targets),
+                norm=float(gradient_norm(self.parameters)),
+                units=int(units),
+                figures={name: s / max(1, units) for name, s in zip(figures, sums, strict=True)},
+            )
+
+    def _apply(self, gradient: _Gradient) -> None:
+        """The optimizer's step along a gradient, where that is finite."""
+        progress, norm, config = self.progress, gradient.norm, self.config
+        scale = lr_scale(progress.step, self.total_steps, self.warmup_steps, config.schedule, config.lr_floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
         with self.meter.time("optimizer"):
-            if applied:
-                clip = self.config.grad_clip
+            if math.isfinite(gradient.loss) and math.isfinite(norm):
+                clip = config.grad_clip
                 self.optimizer.step(clip / norm if clip and norm > clip else 1.0)
                 progress.nonfinite_in_a_row = 0
             else:
-                self._report_nonfinite(mean_loss, norm)
+                self._report_nonfinite(gradient.loss, norm)
             self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.units += int(units)
+        progress.units += gradient.units
         self.journal.step = progress.step
-        self.meter.step_done(int(units))
-        self._log_step(mean_loss, norm, {name: s / max(1, units) for name, s in zip(figures, sums, strict=True)})
+        self.meter.step_done(gradient.units)
+        self._log_step(gradient)
 
     def _over_ranks(self, values: Sequence[float]) -> Sequence[float]:
         """Sums of these numbers over all processes."""
@@ -362,26 +389,27 @@ class Trainer:
                 "warnings name, or stop and begin again with a lower learning rate; resume goes on as it is."
             )
 
-    def _log_step(self, loss: float, norm: float, figures: Mapping[str, float]) -> None:
+    def _log_step(self, gradient: _Gradient) -> None:
         progress = self.progress
-        if progress.step % self.config.log_every and progress.step != self.total_steps:
-            return
         rates = {g["name"]: g["lr"] for g in self.optimizer.param_groups}
         values = {
-            "loss": loss,
-            **self.task.readings(loss, "training"),
-            **figures,
+            "loss": gradient.loss,
+            **self.task.readings(gradient.loss, "training"),
+            **gradient.figures,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": norm,
+            "gradient_norm": gradient.norm,
             "epoch": round(progress.step / self.order.steps_per_epoch, 6),
             self.task.unit: progress.units,
             **self.meter.read(self.total_steps - progress.step),
         }
-        self.last_values = values
+        self.last_values = values  # an evaluation tells them, logged or not
+        rate = values[f"{self.task.unit}_per_second"]
+        text = f"loss {gradient.loss:.3f}  {rate:,.0f} {self.task.unit}/s"
+        self.journal.training(progress.step, self.total_steps, text)
+        if progress.step % self.config.log_every and progress.step != self.total_steps:
+            return
         examples = self.order.step_examples(progress.step - 1).tolist()
         self.journal.event("metrics", **values, learning_rates=rates, examples=examples)
-        rate = values[f"{self.task.unit}_per_second"]
-        self.journal.training(progress.step, self.total_steps, f"loss {loss:.3f}  {rate:,.0f} {self.task.unit}/s")
         if self.config.report_to:
             self.accelerator.log(
                 {k: v for k, v in values.items() if isinstance(v, (int, float))}, step=progress.step
@@ -575,7 +603,10 @@ class Trainer:
             + (f"every {self.eval_every}." if self.eval_every else "at the end.")
         )
         if self.config.report_to:
-            self.accelerator.init_trackers("limner", config={"run": self.run.name})
+            # What an attempt that was killed logged beyond its last checkpoint comes again.
+            board = {"purge_step": self.progress.step + 1}
+            settings = {"tensorboard": board, "wandb": {"name": self.run.name}}
+            self.accelerator.init_trackers("limner", init_kwargs=settings)
 
 
 def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
