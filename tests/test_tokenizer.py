@@ -165,7 +165,8 @@ def test_ids_with_gaps_are_below_the_vocabulary_size(tmp_path):
 def test_ids_that_no_token_has_are_no_text(tokenizer):
     """A model with more rows than its tokenizer has tokens may draw one."""
     beyond = [tokenizer.vocab_size, 9999]
-    assert tokenizer.decode([97, *beyond, 98]) == tokenizer.decode([97, 98]) == tokenizer.stock().decode([97, *beyond, 98])
+    assert tokenizer.decode([97, *beyond, 98]) == tokenizer.decode([97, 98])
+    assert tokenizer.decode([97, *beyond, 98]) == tokenizer.stock().decode([97, *beyond, 98])
     assert tokenizer.piece(beyond[0]) == ""
     with pytest.raises(ValueError, match="no token -1"):
         tokenizer.decode([97, -1])

@@ -24,7 +24,7 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
 
     Raises:
         ValueError: runs of this verb cannot be opened, or the checkpoint is of another model.
-        FileNotFoundError: the run's data, which its tokenizer may be made of, is gone.
+        FileNotFoundError: the data that the model is built with is gone.
     """
     written = os.stat(checkpoint / "manifest.json").st_mtime_ns
     target = cache / f"{run_path.name}-{checkpoint.name}-{written}"
@@ -40,17 +40,20 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
 
 
 def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
-    """The run's task, prepared on the CPU in fp32, its model with the checkpoint's weights.
+    """The run's task on the CPU in fp32, its model with the checkpoint's weights; of a GPT's it has no text.
 
     Args:
         scratch: where the task may write in passing, instead of into the run.
 
     Raises: as `stock_folder`.
     """
-    task = _task(run)
-    task.run_path = scratch
-    task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
-    put_tensors(task.model, read_checkpoint(checkpoint)[0])
+    task: Any = _task(run)
+    weights, _, state = read_checkpoint(checkpoint)
+    if task.kind != "pretrain" or not task.open(run):
+        task.run_path = scratch
+        task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
+        task.load_state(state["task"])
+    put_tensors(task.model, weights)
     return task
 
 

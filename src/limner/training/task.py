@@ -153,4 +153,8 @@ class Task(ABC):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave, before the weights are loaded.
+
+        Raises:
+            ValueError: that is of other data than the task has prepared.
+        """

@@ -520,9 +520,9 @@ class Trainer:
         if self.manager is not None:
             progress = self.progress
             metrics = progress.metrics if progress.evaluated_step == progress.step > 0 else {}
-            state = {"progress": vars(progress), "task": self.task.state()}
             try:
                 with self.meter.outside("checkpoint"):
+                    state = {"progress": vars(progress), "task": self.task.state()}
                     saved = self.manager.save(progress.step, weights, moments, state, metrics)
                 best = self.manager.best
                 self.journal.event(
@@ -543,7 +543,7 @@ class Trainer:
         """Takes up the run where its latest checkpoint stands, if it has one.
 
         Raises:
-            ValueError: that is damaged, of another model, or beyond the run's end.
+            ValueError: that is damaged, of another model, of other data, or beyond the run's end.
         """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
         metric = self.config.metric_for_best_model
@@ -553,6 +553,7 @@ class Trainer:
             self.journal.step = 0
             return
         weights, moments, state = latest.read()
+        self.task.load_state(state["task"])
         put_tensors(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
@@ -561,7 +562,6 @@ class Trainer:
                 f"Run '{self.run.name}' is at step {self.progress.step} already, and {self.total_steps} are asked "
                 f"for; give it more, or {self.progress.step} to end it there."
             )
-        self.task.load_state(state["task"])
         self.saved_step = self.journal.step = self.progress.step
         self.journal.say(f"Going on from {latest.path.name} of {self.total_steps}.")
 
