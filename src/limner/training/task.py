@@ -68,6 +68,9 @@ class Task(ABC):
 
     evaluates_first: ClassVar[bool] = False
     """Whether the first evaluation comes before the first step; where evaluations are dear, it does not."""
+    auxiliary_loss: torch.Tensor | float = 0.0
+    """What is optimized beside the sum that `loss` returned for its last batch, a sum as that is: help that only
+    training sees. It is no part of the loss that is told."""
     figures: Mapping[str, float] = {}
     """What `loss` found by the way in its last batch, which it sets anew at each: `metrics` events tell the mean
     over a step's tokens or captions."""

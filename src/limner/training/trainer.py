@@ -309,10 +309,11 @@ class Trainer:
                 last = k == len(batches) - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                     loss = self.task.loss(self.model, tensors)
-                    if batch.num_targets == 0:
-                        loss = loss * 0.0  # this rank has nothing in the round, but its peers wait for it
+                    objective = loss + self.task.auxiliary_loss
+                    if batch.num_targets == 0:  # this rank has nothing in the round, but its peers wait for it
+                        loss, objective = loss * 0.0, objective * 0.0
                     # DDP averages over ranks; a sum over ranks is what the mean over tokens needs.
-                    accelerator.backward(loss * (accelerator.num_processes / max(1, targets)))
+                    accelerator.backward(objective * (accelerator.num_processes / max(1, targets)))
                 losses.append(loss.detach())
                 for name, mean in self.task.figures.items():
                     figures[name] = figures.get(name, 0.0) + mean * batch.num_units
