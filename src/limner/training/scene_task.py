@@ -185,9 +185,9 @@ class SceneTask(CaptionTask):
 
     def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The captions' loss; in training `figures` tell the heads' (``help_loss``), weighted and a word."""
-        captions, self.auxiliary_loss = super().loss(model, tensors)
-        told = {"help_loss": float(self.auxiliary_loss.detach()) / len(tensors["labels"])}
-        self.figures = told if "cells" in tensors else {}
+        captions, help = super().loss(model, tensors)
+        told = {"help_loss": float(help.detach()) / len(tensors["labels"])}
+        self.auxiliary_loss, self.figures = help, told if "cells" in tensors else {}
         return captions
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
