@@ -427,7 +427,7 @@ def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeyp
         "config: small\nwidth: 64\nnum-heads: 2\nnum_layers: 1\ncorpus: tiny\ntokenizer: byte\nsample-prompt: Ada\n"
     )
     assert main(["pretrain", "-c", "mine.yaml", "--plan", "--num-layers", "3"]) == 0
-    assert "context 512, width 64, 2 heads, 3 blocks" in capsys.readouterr().out
+    assert "context 512, width 64, 2 heads, 3 blocks" in capsys.readouterr().err
     (tmp_path / "bad.yaml").write_text("wdith: 64\n")
     assert main(["pretrain", "-c", "bad.yaml", "--plan"]) == 1
     assert "wdith" in capsys.readouterr().err
@@ -482,8 +482,10 @@ def test_a_plan_needs_no_text(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("limner.data.corpora._fetched", lambda *_: (_ for _ in ()).throw(OSError("offline")))
     assert main(["pretrain", "--plan"]) == 0
-    told = capsys.readouterr().out
-    assert "30,531,584" in told and "Without the text: offline" in told
+    told = capsys.readouterr()
+    assert "30,531,584" in told.err and "Without the text: offline" in told.err
+    plan = json.loads(told.out)
+    assert plan["parameters"]["total"] == 30_531_584 and "steps" not in plan
 
 
 @pytest.fixture
@@ -492,11 +494,28 @@ def planned(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("limner.device.matrix_flops", lambda *_: 1e12)
 
+    plans: list[dict] = []
+
     def tell(*arguments: str) -> str:
         assert main(["pretrain", "--plan", "--precision", "fp32", *arguments]) == 0
-        return capsys.readouterr().out
+        told = capsys.readouterr()
+        plans.append(json.loads(told.out))
+        return told.err
 
+    tell.plans = plans
     return tell
+
+
+def test_a_plan_tells_programs_what_it_tells_persons(tmp_path, planned):
+    result = pretrain(tmp_path, steps=3, eval_freq=0)
+    (start,) = events(result, "start")
+    flags = {name: str(value) for name, value in (SMALL | {"steps": 3}).items() if name != "precision"}
+    told = planned(*(part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), value)))
+    (plan,) = planned.plans
+    assert plan["parameters"] == start["parameters_by_part"] | {"total": start["parameters"]}
+    assert (plan["steps"], plan["tokens"], plan["windows"]) == (3, 3 * 4 * 32, start["examples"])
+    assert f"{plan['windows']:,} windows of 32 tokens; 3 steps, 384 tokens; at least" in told
+    assert plan["memory"]["weights_mb"] == round(start["memory_estimate"]["weights"] / 2**20, 1)
 
 
 def test_without_the_text_a_plan_knows_the_tokenizers_size(planned, capsys, monkeypatch):

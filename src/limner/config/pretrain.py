@@ -34,7 +34,7 @@ class PretrainConfig(TrainSettings):
     """The model's preset (nano, small, medium, large, xlarge, gpt2-124m), or a YAML file with any of these
     settings, which other arguments override."""
     plan: bool = False
-    """Tell the model's parts, its memory and the run's length; train nothing."""
+    """Tell the model's parts, its memory and the run's length, also as JSON on standard output; train nothing."""
 
     # -- text
     corpus: str = "verdict"
