@@ -253,11 +253,11 @@ class Trainer:
                 return "early stopping"
             try:
                 gradient = self._gradient()
-            except Exception:
+            except Exception as error:
                 # A terminal's Ctrl-C also ends the processes that compile a model: the stop is why the step failed.
                 if not self.steering.interrupted or self.accelerator.num_processes > 1:
                     raise
-                self.journal.to_log(traceback.format_exc())
+                self.journal.to_log(f"{type(error).__name__}: {str(error)[:1000]}")  # a compiler's has all the code
                 continue
             self._apply(gradient)
             step = progress.step
