@@ -141,7 +141,7 @@ def test_files_of_rows_are_documents(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     rows.to_json(str(folder / "a.jsonl"), force_ascii=False)
-    rows.to_parquet(str(folder / "b.parquet"))
+    rows.cast_column("text", datasets.Value("large_string")).to_parquet(str(folder / "b.parquet"))  # as polars writes
     (folder / "c.txt").write_text("three")
     (folder / "d.pdf").write_bytes(b"%PDF")
     for name in ("a.jsonl", "b.parquet"):

@@ -256,7 +256,8 @@ def _kept(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _text_column(names: Sequence[str], features: object, source: str) -> str:
-    strings = [name for name in names if getattr(features[name], "dtype", None) == "string"]  # type: ignore[index]
+    kinds = {name: getattr(features[name], "dtype", None) for name in names}  # type: ignore[index]
+    strings = [name for name in names if kinds[name] in ("string", "large_string")]
     for candidate in ("text", "content", "story", "document"):
         if candidate in strings:
             return candidate
