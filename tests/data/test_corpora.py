@@ -141,7 +141,8 @@ def test_files_of_rows_are_documents(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     rows.to_json(str(folder / "a.jsonl"), force_ascii=False)
-    rows.cast_column("text", datasets.Value("large_string")).to_parquet(str(folder / "b.parquet"))  # as polars writes
+    large = rows.cast_column("text", datasets.Value("large_string"))  # as polars writes
+    large.to_parquet(str(folder / "b.parquet"))
     (folder / "c.txt").write_text("three")
     (folder / "d.pdf").write_bytes(b"%PDF")
     for name in ("a.jsonl", "b.parquet"):

@@ -72,8 +72,8 @@ def _without(argv: list[str], source: str) -> list[str]:
 
 
 def _plan(config: PretrainConfig) -> int:
-    """Tells what the run would be, in sentences and, on standard output, as JSON; the model's part also where the
-    text is not to be had."""
+    """Tells what the run would be: sentences on standard error, JSON on standard output. The model's part is told
+    also where the text is not to be had."""
     from limner.device import choose, matrix_flops
     from limner.training.opening import make_folders
     from limner.training.pretrain_task import PretrainTask

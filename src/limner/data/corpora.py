@@ -127,7 +127,7 @@ def _folder(path: Path, cache_dir: Path) -> Corpus:
     if not read:
         raise ValueError(f"The folder {path} holds no text file ({', '.join(TEXT_ENDINGS + TABLE_ENDINGS)}).")
     documents = tuple(text for file in read for text in _documents(file, cache_dir) if text.strip())
-    others = sorted({file.suffix or file.name for file in files if file not in read})
+    others = sorted({file.suffix or file.name for file in set(files) - set(read)})
     kinds = ", ".join(others)
     note = f"{len(files) - len(read):,} of {len(files):,} files of {path} are no text ({kinds}) and left out."
     return Corpus(path.resolve().name, documents, notes=(note,) if others else ())
