@@ -77,11 +77,11 @@ def _auto_precision(device: str) -> tuple[torch.dtype, str]:
 @lru_cache(maxsize=1)
 def bf16_speedup() -> float:
     """How many times as fast as fp32 this CPU multiplies bf16 matrices (0.3 s of measuring, once a process)."""
-    return matrix_flops(torch.bfloat16) / matrix_flops(torch.float32)
+    return matrix_flops(torch.bfloat16, "cpu") / matrix_flops(torch.float32, "cpu")
 
 
 @lru_cache(maxsize=4)
-def matrix_flops(dtype: torch.dtype, device: str = "cpu") -> float:
+def matrix_flops(dtype: torch.dtype, device: str) -> float:
     """This machine's measured matrix peak in FLOP/s: the best of the n x n products of 0.1 s, 2 n^3 each.
 
     A CPU is asked for a small product first: one without bf16 units takes seconds for a large one.

@@ -67,13 +67,22 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
-    @abstractmethod
     def token_bytes(self, id: int) -> bytes:
-        """What a token stands for; special tokens stand for their name.
+        """What a token stands for: special tokens for their name, ids beyond the vocabulary for nothing.
+
+        A model may have more rows than its tokenizer has tokens, and draw one of those: stock generation draws it
+        too, and stock tokenizers make nothing of it.
 
         Raises:
-            ValueError: there is no such token.
+            ValueError: the id is negative.
         """
+        if id < 0:
+            raise ValueError(f"There is no token {id}; ids begin at 0.")
+        return self._token_bytes(id) if id < self.vocab_size else b""
+
+    @abstractmethod
+    def _token_bytes(self, id: int) -> bytes:
+        """As `token_bytes`, of an id of the vocabulary."""
 
     def vocabulary(self) -> list[bytes]:
         """What each id stands for."""
@@ -105,9 +114,6 @@ class Tokenizer(ABC):
                 ids.append(self._byte_id(ord(character) - 0xDC00))
                 start = position + 1
         return ids + self.encode(text[start:])
-
-    def _no_token(self, id: int) -> ValueError:
-        return ValueError(f"The tokenizer '{self.name}' has no token {id}; ids are 0 to {self.vocab_size - 1}.")
 
     def _byte_id(self, byte: int) -> int:
         raise ValueError(f"The tokenizer '{self.name}' has no token for the byte 0x{byte:02X}; give it UTF-8 text.")
@@ -199,9 +205,7 @@ class _Bytes(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def token_bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.vocab_size:
-            raise self._no_token(id)
+    def _token_bytes(self, id: int) -> bytes:
         return END_OF_TEXT.encode() if id == self.eos_id else bytes([id])
 
     def _byte_id(self, byte: int) -> int:
@@ -237,9 +241,7 @@ class _Tiktoken(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
-    def token_bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.vocab_size:
-            raise self._no_token(id)
+    def _token_bytes(self, id: int) -> bytes:
         return self.encoding.decode_single_token_bytes(id)
 
     def _byte_id(self, byte: int) -> int:
@@ -291,9 +293,7 @@ class _Stock(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
-    def token_bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.vocab_size:
-            raise self._no_token(id)
+    def _token_bytes(self, id: int) -> bytes:
         if id in self._added:  # special or not, an added token is found in a text as it is written
             return self._added[id].encode()
         token = self._backend.id_to_token(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
@@ -64,3 +65,20 @@ def test_eight_bits(gpt: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert packed["mean_logprob"] == pytest.approx(plain["mean_logprob"], abs=0.02)
     assert packed["mean_logprob"] != plain["mean_logprob"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_any_terminal_is_told_what_it_can_show(gpt: str, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    prompt = "é\x80你\N{GRINNING FACE}"
+
+    def said(*more: str) -> str:
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            assert main(["generate", gpt, "--prompt", prompt, "--max-tokens", "9", *more]) == 0
+        stdout.flush()
+        return stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+    told = json.loads(said("--json"))
+    assert told["prompt"] == prompt
+    assert said() == f"{prompt}{told['text']}\n".encode(encoding, "replace").decode(encoding)

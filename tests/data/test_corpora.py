@@ -124,3 +124,37 @@ def test_scene_captions_hold_nothing_back_that_training_must_not_see(tmp_path):
 
 def test_names_of_the_registry():
     assert set(CORPORA) == {"tiny", "verdict", "shakespeare", "tinystories", "wikitext-2", "scenes"}
+
+
+def test_text_without_spaces_is_cut_where_it_should_be():
+    """Chinese, or DNA: the last space may be at the beginning."""
+    text = "a title \n" + "的" * 20_000
+    training, held_back = Corpus("zh", (text,)).split(0.1)
+    assert training[0] + held_back[0] == text
+    assert len(held_back[0]) == pytest.approx(2000, abs=2)
+
+
+def test_files_of_rows_are_documents(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"title": ["x", "y"], "text": ["one\nline", "zwei \u2028 é"], "n": [1, 2]})
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    rows.to_json(str(folder / "a.jsonl"), force_ascii=False)
+    large = rows.cast_column("text", datasets.Value("large_string"))  # as polars writes
+    large.to_parquet(str(folder / "b.parquet"))
+    (folder / "c.txt").write_text("three")
+    (folder / "d.pdf").write_bytes(b"%PDF")
+    for name in ("a.jsonl", "b.parquet"):
+        assert load_corpus(folder / name, tmp_path).documents == tuple(rows["text"])
+    assert load_corpus(folder, tmp_path) == Corpus(
+        "texts",
+        (*rows["text"], *rows["text"], "three"),
+        notes=(f"1 of 4 files of {folder} are no text (.pdf) and left out.",),
+    )
+    (folder / "a.jsonl").write_text("no JSON\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl cannot be read as rows of json \("):
+        load_corpus(folder / "a.jsonl", tmp_path)
+    (folder / "a.jsonl").write_text('{"title": "x", "name": "y"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl' has no column named text \(it has title, name\)"):
+        load_corpus(folder / "a.jsonl", tmp_path)

@@ -72,6 +72,20 @@ def test_damage_is_found(tmp_path: Path) -> None:
         manager.load(1)
 
 
+def test_a_checkpoint_without_some_of_the_weights_fills_nothing(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    model[2].requires_grad_(False)
+    kept = {name: tensor.detach().clone() for name, tensor in checkpoints.trained_tensors(model).items()}
+    assert "2.weight" not in kept and "1.running_mean" in kept
+    other = {name: torch.ones_like(tensor) for name, tensor in kept.items()}
+    for damaged in (other | {"odd": torch.ones(1)}, {k: v for k, v in other.items() if k != "0.bias"}):
+        with pytest.raises(ValueError, match=r"another model: (odd|0\.bias) .* \(1 tensors\)"):
+            checkpoints.put_tensors(model, damaged)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in checkpoints.trained_tensors(model).items())
+    checkpoints.put_tensors(model, other)
+    assert all((tensor == 1).all() for tensor in checkpoints.trained_tensors(model).values())
+
+
 def test_a_reader_keeps_its_checkpoint(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, "loss", "min", keep=1)
     first = save(manager, 1)
@@ -115,11 +129,13 @@ def test_a_full_disk_pauses_and_goes_on_when_told(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(checkpoints, "save_file", save_file)
     folder = tmp_path / "full"
+    kept: list[str] = []
 
     def person() -> None:
-        while not (folder.exists() and Run(folder).state().status is Status.PAUSED):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (folder.exists() and Run(folder).state().status is Status.PAUSED):
             time.sleep(0.01)
-        assert [p.name for p in Run(folder).checkpoints()][-1] == "step-000004"
+        kept.extend(path.name for path in Run(folder).checkpoints())
         full.clear()
         send_command(folder, "resume")
 
@@ -128,6 +144,7 @@ def test_a_full_disk_pauses_and_goes_on_when_told(tmp_path: Path, monkeypatch: p
     config = ToyConfig(runs_dir=tmp_path, name="full")
     result = train(ToyTask(config), config, "toy", "toy", quiet=True)
     helper.join()
+    assert kept[-1] == "step-000004"
     reasons = [e["reason"] for e in result.run.events() if e["type"] == "paused"]
     assert len(reasons) == 1 and "disk is full" in reasons[0]
     assert _model_hash(result.run.path) == _model_hash(twin.run.path)
@@ -161,9 +178,9 @@ def test_killed_at_twenty_random_moments_ends_with_the_same_weights(
 
 
 def _trainer(settings: dict) -> BaseProcess:
-    """A trainer process; forked from one that has imported torch already, so that it starts at once."""
+    """A trainer process; forked from one that has imported already what it needs, so that it starts at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy"])
+    context.set_forkserver_preload(["toy", "torch._dynamo", "torch.distributed.tensor"])
     process = context.Process(target=train_toy, args=(settings,))
     process.start()
     return process

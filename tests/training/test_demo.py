@@ -133,15 +133,18 @@ def test_heads_ask_only_where_there_is_a_shape():
     assert heads(features[lone], labels[lone], untold[lone]).isfinite()  # nobody is asked of another group
 
 
-def test_help_adds_to_the_caption_loss_and_only_in_training(task: SceneTask):
+def test_help_is_told_apart_from_the_caption_loss_and_comes_only_in_training(task: SceneTask):
     batch = task.batch([0, 1, 2], seed=0)
     task.model.eval()
     with torch.no_grad():
         cells, untold = batch.tensors.pop("cells"), batch.tensors.pop("untold_answers")
         captions_alone = task.loss(task.model, batch.tensors)
-        together = task.loss(task.model, batch.tensors | {"cells": cells, "untold_answers": untold})
+        assert task.auxiliary_loss == 0 and task.figures == {}
+        captions = task.loss(task.model, batch.tensors | {"cells": cells, "untold_answers": untold})
         help_alone = task.model.heads(task.vlm.features(batch.tensors["picture"]), cells, untold)
-    torch.testing.assert_close(together, captions_alone + batch.num_targets * help_alone)
+    assert captions == captions_alone
+    torch.testing.assert_close(task.auxiliary_loss, batch.num_targets * help_alone)
+    assert task.figures == {"help_loss": pytest.approx(float(help_alone))}
     assert all("cells" not in validation.tensors for validation in task.validation_batches())
 
 
@@ -269,5 +272,7 @@ def test_a_stopped_demo_goes_on_bit_for_bit(tmp_path: Path):
             assert (result.reason, result.step) == ("stopped", 1)
             result = train(Stopping(config, lambda text: None), config, "demo", "scenes", quiet=True)
         losses[name] = [event["loss"] for event in result.run.events() if event["type"] == "metrics"]
+        assert max(losses[name]) < 7  # nats a word of the captions, as in the evaluation; what helps is told apart
+        losses[name] += [event["help_loss"] for event in result.run.events() if event["type"] == "metrics"]
         losses[name].append(result.metrics["eval_loss"])  # also tells whether batch statistics went on
     assert losses["whole"] == losses["halves"]

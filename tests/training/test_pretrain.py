@@ -20,6 +20,7 @@ from limner.data.corpora import CORPORA, Corpus
 from limner.models.gpt import GPTConfig, GPTModel
 from limner.runs import Run, Status, create_run
 from limner.tokenizer import get_tokenizer, train_bpe
+from limner.training.checkpoints import _digest
 from limner.training.pretrain_task import PretrainTask
 from limner.training.trainer import train
 
@@ -426,7 +427,7 @@ def test_a_file_of_settings_is_overridden_by_arguments(tmp_path, capsys, monkeyp
         "config: small\nwidth: 64\nnum-heads: 2\nnum_layers: 1\ncorpus: tiny\ntokenizer: byte\nsample-prompt: Ada\n"
     )
     assert main(["pretrain", "-c", "mine.yaml", "--plan", "--num-layers", "3"]) == 0
-    assert "context 512, width 64, 2 heads, 3 blocks" in capsys.readouterr().out
+    assert "context 512, width 64, 2 heads, 3 blocks" in capsys.readouterr().err
     (tmp_path / "bad.yaml").write_text("wdith: 64\n")
     assert main(["pretrain", "-c", "bad.yaml", "--plan"]) == 1
     assert "wdith" in capsys.readouterr().err
@@ -481,8 +482,10 @@ def test_a_plan_needs_no_text(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("limner.data.corpora._fetched", lambda *_: (_ for _ in ()).throw(OSError("offline")))
     assert main(["pretrain", "--plan"]) == 0
-    told = capsys.readouterr().out
-    assert "30,531,584" in told and "Without the text: offline" in told
+    told = capsys.readouterr()
+    assert "30,531,584" in told.err and "Without the text: offline" in told.err
+    plan = json.loads(told.out)
+    assert plan["parameters"]["total"] == 30_531_584 and "steps" not in plan
 
 
 @pytest.fixture
@@ -491,11 +494,28 @@ def planned(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("limner.device.matrix_flops", lambda *_: 1e12)
 
+    plans: list[dict] = []
+
     def tell(*arguments: str) -> str:
         assert main(["pretrain", "--plan", "--precision", "fp32", *arguments]) == 0
-        return capsys.readouterr().out
+        told = capsys.readouterr()
+        plans.append(json.loads(told.out))
+        return told.err
 
+    tell.plans = plans
     return tell
+
+
+def test_a_plan_tells_programs_what_it_tells_persons(tmp_path, planned):
+    result = pretrain(tmp_path, steps=3, eval_freq=0)
+    (start,) = events(result, "start")
+    flags = {name: str(value) for name, value in (SMALL | {"steps": 3}).items() if name != "precision"}
+    told = planned(*(part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), value)))
+    (plan,) = planned.plans
+    assert plan["parameters"] == start["parameters_by_part"] | {"total": start["parameters"]}
+    assert (plan["steps"], plan["tokens"], plan["windows"]) == (3, 3 * 4 * 32, start["examples"])
+    assert f"{plan['windows']:,} windows of 32 tokens; 3 steps, 384 tokens; at least" in told
+    assert plan["memory"]["weights_mb"] == round(start["memory_estimate"]["weights"] / 2**20, 1)
 
 
 def test_without_the_text_a_plan_knows_the_tokenizers_size(planned, capsys, monkeypatch):
@@ -613,3 +633,111 @@ def test_a_run_that_an_earlier_version_was_to_save_whole_goes_on(tmp_path, monke
     (run.path / "config.json").write_text(json.dumps(body | {"folder": "/elsewhere"}))
     assert main(["pretrain", "--resume", "run", "--runs-dir", str(tmp_path), "--steps", "3"]) == 0
     assert Run(run.path).config["folder"] == "/elsewhere"  # where it was begun, whoever gives it another length
+
+
+def stopped(monkeypatch, folder: Path, step: int = 2, **settings) -> Run:
+    """A run that was stopped after so many of its steps."""
+    verdicts = iter(["go"] * step + ["stop"])
+    with monkeypatch.context() as patched:
+        patched.setattr("limner.training.steering.Steering.at_boundary", lambda self: next(verdicts))
+        return pretrain(folder, steps=6, eval_freq=3, **settings).run
+
+
+BPE = {"tokenizer": "bpe", "vocab_size": 300}
+
+
+@pytest.mark.parametrize(
+    ("settings", "edited", "changed"),
+    [
+        (BPE, "he stories of a village\n" * 500, "training text and the validation text"),
+        ({}, "he stories of the village\n" * 499 + "he stories of THE village\n", "validation text"),
+        ({}, "he stories of one village\n" * 500, "training text and the validation text"),
+    ],
+)
+def test_a_run_whose_text_has_changed_does_not_go_on(tmp_path, monkeypatch, settings, edited, changed):
+    text = tmp_path / "text.txt"
+    text.write_text("he stories of the village\n" * 500)
+    run = stopped(monkeypatch, tmp_path, corpus=str(text), **settings)
+    text.write_text(edited)
+    with pytest.raises(ValueError, match=rf"^The {changed} changed since these weights were saved"):
+        pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings)
+    assert not run.model_path.exists()
+    # An earlier version wrote down nothing of it, and its runs go on.
+    checkpoint = run.checkpoints()[-1]
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["task"]["fingerprints"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings).reason == "completed"
+
+
+def test_a_change_of_a_folders_tokenizer_is_found_too(tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+    train_bpe(["abab" * 100], 258).save(folder)
+    stopped(monkeypatch, tmp_path, tokenizer=str(folder))
+    train_bpe(["xyxy" * 100], 258).save(folder)
+    with pytest.raises(ValueError, match=r"^The tokenizer"):
+        pretrain(tmp_path, steps=6, eval_freq=3, tokenizer=str(folder))
+
+
+def test_a_trained_tokenizer_is_trained_once(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text((Path(__file__).parents[2] / "src/limner/data/tiny.txt").read_text())
+    whole = pretrain(tmp_path, "whole", corpus=str(text), steps=6, eval_freq=3, **BPE)
+    run = stopped(monkeypatch, tmp_path, corpus=str(text), **BPE)
+    own = get_tokenizer(run.path / "tokenizer")
+    assert own.fingerprint == get_tokenizer(whole.run.model_path).fingerprint
+    monkeypatch.setattr("limner.tokenizer.train_bpe", lambda *_: pytest.fail("trained again"))
+    resumed = pretrain(tmp_path, corpus=str(text), steps=6, eval_freq=3, **BPE)
+    assert losses(resumed) == losses(whole)
+    assert {event["tokenizer"] for event in events(resumed, "start")} == {"bpe"}
+    # And a checkpoint needs its text no more
+    text.unlink()
+    best = [event["path"] for event in events(resumed, "checkpoint") if event["best"]][-1]
+    answers = []
+    for model in (best, str(run.model_path)):
+        assert main(["generate", model, "--prompt", "The goose", "--max-tokens", "5", "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert answers[0] == answers[1]
+
+
+def test_an_unfinished_run_speaks_without_what_it_began_from(tmp_path, monkeypatch, capsys):
+    first = pretrain(tmp_path, "first", steps=2, eval_freq=0, **BPE)
+    own = ITS_OWN | {"tokenizer": None}
+    run = stopped(monkeypatch, tmp_path, init_from=str(first.run.path), dropout=0.3, **own)
+    words = ["--prompt", "The goose", "--max-tokens", "5", "--json", "--runs-dir", str(tmp_path)]
+    told = []
+    for _ in range(2):
+        assert main(["generate", run.name, *words]) == 0
+        told.append(json.loads(capsys.readouterr().out)["tokens"])
+        shutil.rmtree(first.run.path, ignore_errors=True)
+    assert told[0] == told[1]
+
+
+def test_a_model_with_more_rows_than_tokens_can_be_sampled(tmp_path, capsys):
+    folder, tokenizer = tmp_path / "padded", get_tokenizer("byte")
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(vocab_size=512, context_length=32, width=32, num_heads=2, num_layers=1))
+    with torch.no_grad():
+        model.head.weight[257:] *= 9  # these are drawn most often
+    model.save_pretrained(folder, tokenizer.eos_id)
+    tokenizer.save(folder)
+    assert main(["generate", str(folder), "--prompt", "Once", "--max-tokens", "20", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert any(token["id"] > 256 for token in told["tokens"])
+    assert {token["piece"] for token in told["tokens"] if token["id"] > 256} == {""}
+    assert len(told["text"]) < 20
+    assert main(["generate", str(folder), "--prompt", "Once", "--max-tokens", "20"]) == 0
+    assert capsys.readouterr().out == "Once" + told["text"] + "\n"
+    result = pretrain(tmp_path, steps=1, init_from=str(folder), **ITS_OWN | {"tokenizer": None})
+    assert len(events(result, "sample")) == 2
+
+
+def test_the_sample_prompt_is_short_in_any_script(tmp_path):
+    from limner.training.pretrain_task import _first_words
+
+    assert _first_words(["的" * 5000]) == "的" * 40
+    assert _first_words(["One two\nthree four five six seven"]) == "One two three four five six"
+    assert _first_words(["incomprehensibilities " * 9]) == "incomprehensibilities"

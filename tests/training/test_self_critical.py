@@ -164,6 +164,23 @@ def test_a_captioner_learns_what_scores(tmp_path: Path) -> None:
     assert rewards("twin") == found
 
 
+def test_the_reward_told_is_that_of_the_whole_step_and_of_training_alone(tmp_path: Path) -> None:
+    seldom = {"max_steps": 4, "log_every": 2, "eval_steps": 1, "batch_size": 2, "gradient_accumulation_steps": 2}
+    made = task(tmp_path, num_train_epochs=99, **seldom)
+    drawn: list[list[list[float]]] = []
+    scores = made._rewards
+
+    def remembered(*given: Any) -> list[list[float]]:
+        drawn.append(scores(*given))
+        return drawn[-1]
+
+    made._rewards = remembered  # type: ignore[method-assign]
+    events = train(made, made.config, "train", "made", quiet=True).run.events()
+    told = {event["step"]: event["reward"] for event in events if event["type"] == "metrics"}
+    assert told == {step: pytest.approx(np.mean(drawn[2 * step - 2 : 2 * step])) for step in (2, 4)}
+    assert not any("reward" in event for event in events if event["type"] == "validation")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

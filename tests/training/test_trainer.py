@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from toy import ToyConfig, ToyTask
 from limner import device as hardware
 from limner.runs import Run, Status, send_command
 from limner.training.journal import Journal
+from limner.training.meter import Meter
 from limner.training.trainer import train
 
 
@@ -281,3 +284,63 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--optimizer was 'adamw', is 'muon'"):
         run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02, optimizer="muon"))
     assert run(ToyConfig(runs_dir=tmp_path, name="old", pace=0.02)).reason == "completed"
+
+
+class InterruptedTask(ToyTask):
+    """In its sixth micro-batch Ctrl-C comes, and what computes the loss fails of it, as a compiler does."""
+
+    def loss(self, model, tensors):
+        if model.training and self.calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("CppCompileError: the compiler has gone")
+        return super().loss(model, tensors)
+
+
+def test_a_step_that_fails_of_ctrl_c_is_a_stop(tmp_path: Path) -> None:
+    whole = run(ToyConfig(runs_dir=tmp_path, name="whole"))
+    config = ToyConfig(runs_dir=tmp_path, name="halves")
+    stopped = train(InterruptedTask(config), config, "toy", "toy", quiet=True)
+    assert (stopped.reason, stopped.step, stopped.interrupted) == ("stopped", 2, True)
+    assert stopped.run.state().status is Status.STOPPED
+    assert "CppCompileError" in (tmp_path / "halves" / "log.txt").read_text()
+    assert losses(run(config).run) == losses(whole.run)
+
+
+def test_log_every_decides_only_about_the_log(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+
+    class Telling(ToyTask):
+        def tell(self, step, training, evaluation):
+            told.append((step, training["loss"]))
+            return ""
+
+    every = run(ToyConfig(runs_dir=tmp_path, name="every"))
+    config = ToyConfig(runs_dir=tmp_path, name="rarely", log_every=5)
+    rarely = train(Telling(config), config, "toy", "toy", quiet=True)
+    assert list(losses(rarely.run)) == [5, 10, 12]
+    assert told == [(step, losses(every.run)[step]) for step in (4, 8, 12)]
+
+
+def test_each_run_has_its_own_curves_on_a_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = ToyConfig(runs_dir=tmp_path, name="halves", pace=0.02, report_to=("tensorboard",))
+    run(ToyConfig(runs_dir=tmp_path, name="other", report_to=("tensorboard",)))
+    stopped_at(5, config)
+    finished = run(config).run
+    files = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert files == {tmp_path / "halves" / "limner", tmp_path / "other" / "limner"}
+    board = EventAccumulator(str(finished.path / "limner")).Reload()
+    assert {event.step: event.value for event in board.Scalars("loss")} == pytest.approx(losses(finished))
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+
+
+def test_the_machines_peak_is_measured_once_and_in_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    for measured in (hardware.matrix_flops, hardware.bf16_speedup):
+        measured.cache_clear()
+    meter = Meter("tokens", 1e6, hardware.choose("cpu", "auto"))
+    before = hardware.matrix_flops.cache_info()
+    assert before.misses == 2  # fp32 and bf16
+    meter.step_done(1)
+    meter.read(1)
+    assert hardware.matrix_flops.cache_info() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import sys
@@ -24,9 +25,11 @@ def run(argv: list[str]) -> int:
     prompt = config.prompt
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A prompt may have bytes that are no text; JSON says them as \udcff.
-        sys.stdout.reconfigure(errors="backslashreplace" if config.json_output else "surrogateescape")
+        plain = "surrogateescape" if utf8 else "replace"
+        sys.stdout.reconfigure(errors="backslashreplace" if config.json_output else plain)
     model = _load(config)
     drawing = {name: getattr(config, name) for name in ("top_k", "top_p", "min_p", "seed")}
     tokens = model.continued(
@@ -40,7 +43,7 @@ def run(argv: list[str]) -> int:
     if config.json_output:
         told: list[Token] = []
         said = _finish(tokens, told.append)
-        print(json.dumps({"prompt": prompt} | _answer(said, told, model), ensure_ascii=False))
+        print(json.dumps({"prompt": prompt} | _answer(said, told, model), ensure_ascii=not utf8))
         return 0
     _say(prompt)
     shown = 0

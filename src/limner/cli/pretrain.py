@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from limner.cli.parse import option, parse
 from limner.config.pretrain import PRESET_NAMES, PretrainConfig, from_yaml
@@ -64,7 +67,8 @@ def _without(argv: list[str], source: str) -> list[str]:
 
 
 def _plan(config: PretrainConfig) -> int:
-    """Tells what the run would be, on standard output; the model's part also where the text is not to be had."""
+    """Tells what the run would be: sentences on standard error, JSON on standard output. The model's part is told
+    also where the text is not to be had."""
     from limner.device import choose, matrix_flops
     from limner.training.opening import make_folders
     from limner.training.pretrain_task import PretrainTask
@@ -83,16 +87,27 @@ def _plan(config: PretrainConfig) -> int:
     costs = task.plan
     lines += costs.describe(task.memory)
     peak = matrix_flops(choice.dtype, choice.device.type)
+    told: dict[str, Any] = {
+        "device": str(choice),
+        "parameters": costs.parts | {"total": costs.parameters},
+        "memory": {f"{what}_mb": round(count / 2**20, 1) for what, count in task.memory.items()},
+        "flops_per_token": costs.flops_per_token,
+        "tokens_per_second_at_most": round(peak / costs.flops_per_token),
+    }
     lines.append(
         f"Compute: {costs.flops_per_token / 1e6:,.0f} MFLOP a token, forward and backward; this machine's matrix "
         f"peak is {peak / 1e12:.2f} TFLOP/s ({choice}): at most {peak / costs.flops_per_token:,.0f} tokens/s."
     )
     if hasattr(task, "training"):
         steps, tokens = task.total_steps(), task.total_tokens()
+        seconds = tokens * costs.flops_per_token / peak
+        told |= {"windows": len(task.training), "context": task.training.context, "steps": steps, "tokens": tokens}
+        told["seconds_at_least"] = round(seconds)
         lines.append(
             f"Length: {len(task.training):,} windows of {task.training.context} tokens; {steps:,} steps, "
-            f"{tokens:,} tokens; at least {tokens * costs.flops_per_token / peak:,.0f} s."
+            f"{tokens:,} tokens; at least {seconds:,.0f} s."
         )
     for line in lines:
-        print(line)
+        print(line, file=sys.stderr)
+    print(json.dumps(told, indent=2))
     return 0

@@ -37,12 +37,13 @@ class PretrainConfig(TrainSettings):
     """The model's preset (nano, small, medium, large, xlarge, gpt2-124m), or a YAML file with any of these
     settings, which other arguments override."""
     plan: bool = False
-    """Tell the model's parts, its memory and the run's length; train nothing."""
+    """Tell the model's parts, its memory and the run's length, also as JSON on standard output; train nothing."""
 
     # -- text
     corpus: str = "verdict"
     """What to learn from: tiny (comes with Limner), verdict, shakespeare, tinystories, wikitext-2, scenes (captions
-    of the demo), a text file, a folder of text files, or a hub data set (owner/name)."""
+    of the demo), a text file, JSONL or parquet with a column of texts, a folder of such files, or a hub data set
+    (owner/name)."""
     tokenizer: str | None = None
     """gpt2 (50,257 tokens), byte (256, no download), bpe (trained on the corpus), a run's, a folder or a hub id;
     unset: gpt2, or with --init-from the model's own."""

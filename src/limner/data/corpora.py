@@ -11,21 +11,27 @@ from importlib import resources
 from pathlib import Path
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
+TABLE_ENDINGS = (".jsonl", ".parquet")
+"""Files of rows, whose text column is read: a document a row."""
+NEAR = 200
+"""Characters within which a space is looked for, to cut at."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to learn from. ``validation``: the source's own validation documents, where it has them."""
+    """Documents to learn from. ``validation``: the source's own validation documents, where it has them; ``notes``:
+    what a person should know of the source."""
 
     name: str
     documents: tuple[str, ...]
     validation: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, fraction: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Training and validation documents: the source's own split, or else the last ``fraction`` of the TEXT.
 
-        The text is cut before any window is laid over it, so that no window sees both sides. The cut falls on a
-        space, and inside a document if need be.
+        The text is cut before any window is laid over it, so that no window sees both sides. The cut falls inside
+        a document if need be, and on a space where there is one near: not every script has spaces.
 
         Raises:
             ValueError: the fraction is not between 0 and 1, or one side would be empty.
@@ -38,7 +44,8 @@ class Corpus:
         training: list[str] = []
         for number, document in enumerate(self.documents):
             if place < len(document):
-                cut = max(document.rfind(" ", 0, place), document.rfind("\n", 0, place)) + 1 or place
+                near = max(0, place - NEAR)
+                cut = max(document.rfind(" ", near, place), document.rfind("\n", near, place)) + 1 or place
                 training += [document[:cut]] if cut else []
                 held_back = (document[cut:], *self.documents[number + 1 :])
                 if not any(map(str.strip, training)) or not any(map(str.strip, held_back)):
@@ -53,10 +60,10 @@ class Corpus:
 
 
 def load_corpus(name_or_path: str | Path, cache_dir: Path = Path("cache")) -> Corpus:
-    """The corpus of a name in `CORPORA`, a text file, a folder of text files, or a hub id (``owner/name``).
+    """The corpus of a name in `CORPORA`, a file of text or of rows, a folder of such, or a hub id (``owner/name``).
 
     Args:
-        cache_dir: where fetched texts are kept.
+        cache_dir: where fetched texts and read rows are kept.
 
     Raises:
         FileNotFoundError: there is no such name, file or folder.
@@ -68,9 +75,9 @@ def load_corpus(name_or_path: str | Path, cache_dir: Path = Path("cache")) -> Co
     if name in CORPORA:
         corpus = CORPORA[name](cache_dir)
     elif path.is_file():
-        corpus = Corpus(path.stem, (_read(path),))
+        corpus = Corpus(path.stem, _documents(path, cache_dir))
     elif path.is_dir():
-        corpus = _folder(path)
+        corpus = _folder(path, cache_dir)
     elif _is_hub_id(name):
         corpus = _hub(name)
     else:
@@ -85,7 +92,7 @@ def load_corpus(name_or_path: str | Path, cache_dir: Path = Path("cache")) -> Co
 def _is_hub_id(name: str) -> bool:
     """Whether a name that nothing here has is ``owner/name``, and not a path that was mistyped."""
     owner = name.partition("/")[0]
-    mistyped = owner.startswith(".") or name.endswith(TEXT_ENDINGS) or Path(owner).is_dir()
+    mistyped = owner.startswith(".") or name.endswith(TEXT_ENDINGS + TABLE_ENDINGS) or Path(owner).is_dir()
     return not mistyped and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) is not None
 
 
@@ -98,11 +105,32 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _folder(path: Path) -> Corpus:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_ENDINGS and file.is_file())
-    if not files:
-        raise ValueError(f"The folder {path} holds no text file ({', '.join(TEXT_ENDINGS)}).")
-    return Corpus(path.resolve().name, tuple(text for text in map(_read, files) if text.strip()))
+def _documents(path: Path, cache_dir: Path) -> tuple[str, ...]:
+    """A file's text, or each row's of a file of rows."""
+    if path.suffix.lower() not in TABLE_ENDINGS:
+        return (_read(path),)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    kind = "json" if path.suffix.lower() == ".jsonl" else "parquet"
+    try:
+        rows = load_dataset(kind, data_files=[str(path)], split="train", cache_dir=str(cache_dir / "rows"))
+    except (DatasetGenerationError, ValueError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as rows of {kind} ({reason}).") from error
+    return _kept(rows[_text_column(rows.column_names, rows.features, str(path))])
+
+
+def _folder(path: Path, cache_dir: Path) -> Corpus:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    read = [file for file in files if file.suffix.lower() in TEXT_ENDINGS + TABLE_ENDINGS]
+    if not read:
+        raise ValueError(f"The folder {path} holds no text file ({', '.join(TEXT_ENDINGS + TABLE_ENDINGS)}).")
+    documents = tuple(text for file in read for text in _documents(file, cache_dir) if text.strip())
+    others = sorted({file.suffix or file.name for file in set(files) - set(read)})
+    kinds = ", ".join(others)
+    note = f"{len(files) - len(read):,} of {len(files):,} files of {path} are no text ({kinds}) and left out."
+    return Corpus(path.resolve().name, documents, notes=(note,) if others else ())
 
 
 def _tiny(_: Path) -> Corpus:
@@ -228,7 +256,8 @@ def _kept(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _text_column(names: Sequence[str], features: object, source: str) -> str:
-    strings = [name for name in names if getattr(features[name], "dtype", None) == "string"]  # type: ignore[index]
+    kinds = {name: getattr(features[name], "dtype", None) for name in names}  # type: ignore[index]
+    strings = [name for name in names if kinds[name] in ("string", "large_string")]
     for candidate in ("text", "content", "story", "document"):
         if candidate in strings:
             return candidate

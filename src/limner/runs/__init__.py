@@ -6,6 +6,7 @@
       commands/        requests, one file each; acknowledged in events.jsonl
       checkpoints/     resumable states, each complete or absent
       samples/         pictures named by hash
+      tokenizer/       a GPT's, unless its name is enough to have it again
       log.txt          stdout and stderr of the trainer
       model/           the finished model in the stock format
 

@@ -50,7 +50,7 @@ def plan(task: CaptionTask, config: TrainConfig) -> dict[str, Any]:
         "prefix_tokens": vlm.num_prefix_tokens,
         "steps": steps,
         "steps_per_epoch": order.steps_per_epoch,
-        "feature_cache_mb": round(cache_bytes / 1e6, 1),
+        "feature_cache_mb": round(cache_bytes / 2**20, 1),
         "peak_memory_mb": round(peak_memory_mb()),
         "captions_per_second": round(num_captions / num_pictures["train"] * loop.batch_size / step, 2),
         "seconds": {"encoding": round(encoding), "training": round(training)},

@@ -11,7 +11,7 @@ import torch
 
 from limner.config.pretrain import PretrainConfig
 from limner.runs import Run
-from limner.training.checkpoints import Checkpoint
+from limner.training.checkpoints import put_tensors, read_checkpoint
 from limner.training.opening import saved_settings
 from limner.training.task import Task
 
@@ -24,7 +24,7 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
 
     Raises:
         ValueError: runs of this verb cannot be opened, or the checkpoint is of another model.
-        FileNotFoundError: the run's data, which its tokenizer may be made of, is gone.
+        FileNotFoundError: the data that the model is built with is gone.
     """
     written = os.stat(checkpoint / "manifest.json").st_mtime_ns
     target = cache / f"{run_path.name}-{checkpoint.name}-{written}"
@@ -40,18 +40,20 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
 
 
 def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
-    """The run's task, prepared on the CPU in fp32, its model with the checkpoint's weights.
+    """The run's task on the CPU in fp32, its model with the checkpoint's weights; of a GPT's it has no text.
 
     Args:
         scratch: where the task may write in passing, instead of into the run.
 
     Raises: as `stock_folder`.
     """
-    task = _task(run)
-    task.run_path = scratch
-    task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
-    weights, _, _ = Checkpoint(checkpoint, 0, {}).read()
-    _fill(task.model, weights)
+    task: Any = _task(run)
+    weights, _, state = read_checkpoint(checkpoint)
+    if task.kind != "pretrain" or not task.open(run):
+        task.run_path = scratch
+        task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
+        task.load_state(state["task"])
+    put_tensors(task.model, weights)
     return task
 
 
@@ -65,7 +67,7 @@ def restored_captioner(checkpoint: Path, device: torch.device, dtype: torch.dtyp
         raise ValueError(f"{checkpoint} is of `limner {run.config['verb']}`, and a captioner's is asked for.")
     task: Any = _task(run)
     task.load(device, dtype, lambda *progress: None)
-    _fill(task.model, Checkpoint(checkpoint, 0, {}).read()[0])
+    put_tensors(task.model, read_checkpoint(checkpoint)[0])
     return task.vlm
 
 
@@ -92,16 +94,6 @@ def _task(run: Run) -> Task:
 
         return CaptionTask(config, records, say=_silent)
     raise ValueError(f"Checkpoints of `limner {verb}` cannot be opened; its finished model can.")
-
-
-def _fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    state = model.state_dict(keep_vars=True)
-    unknown = sorted(weights.keys() - state.keys())
-    if unknown:
-        raise ValueError(f"The checkpoint is of another model: it has {unknown[0]} ({len(unknown)} such tensors).")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            state[name].copy_(tensor)
 
 
 def _silent(text: str) -> None:

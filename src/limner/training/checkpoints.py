@@ -25,8 +25,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from limner.runs.folder import being_read, remove_checkpoint
+from limner.training.sharding import shared_out_like
+
+Tensors = dict[str, torch.Tensor]
 
 Direction = Literal["min", "max"]
 
@@ -39,16 +43,45 @@ class Checkpoint:
     step: int
     metrics: dict[str, float]
 
-    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
-        """Model tensors, optimizer tensors and state, after checking every file against the manifest.
+    def read(self) -> tuple[Tensors, Tensors, dict[str, Any]]:
+        """See `read_checkpoint`."""
+        return read_checkpoint(self.path)
 
-        Raises:
-            ValueError: a file is missing or differs from what was written.
-        """
-        with being_read(self.path):
-            verify(self.path)
-            state = json.loads((self.path / "state.json").read_text())
-            return load_file(self.path / "model.safetensors"), load_file(self.path / "optimizer.safetensors"), state
+
+def read_checkpoint(folder: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
+    """Model tensors, optimizer tensors and state, after checking every file against the manifest.
+
+    Raises:
+        ValueError: a file is missing or differs from what was written.
+    """
+    with being_read(folder):
+        verify(folder)
+        state = json.loads((folder / "state.json").read_text())
+        return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+
+
+def trained_tensors(model: nn.Module) -> Tensors:
+    """What training changes: trained parameters and buffers, by name."""
+    state = model.state_dict()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return trained | {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
+def put_tensors(model: nn.Module, tensors: Tensors) -> None:
+    """Puts what `trained_tensors` gave into a model like that one.
+
+    Raises:
+        ValueError: some are missing, or the model has no such.
+    """
+    targets = trained_tensors(model)
+    if targets.keys() != tensors.keys():
+        odd = sorted(targets.keys() ^ tensors.keys())
+        raise ValueError(
+            f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(shared_out_like(target, tensors[name]))
 
 
 class CheckpointManager:

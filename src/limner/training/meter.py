@@ -27,6 +27,8 @@ class Meter:
 
     def __init__(self, unit: str, flops_per_unit: float | None, choice: Choice) -> None:
         self.unit, self.flops_per_unit, self.choice = unit, flops_per_unit, choice
+        if flops_per_unit:  # measured here, or it would count as part of a step
+            self.peak = matrix_flops(choice.dtype, choice.device.type)
         self.last_outside = 0.0
         self._mark = time.perf_counter()
         self._outside = 0.0
@@ -73,7 +75,7 @@ class Meter:
             "seconds": {part: round(seconds, 6) for part, seconds in self._last_split.items()},
         }
         if self.flops_per_unit:
-            values["mfu"] = rate * self.flops_per_unit / matrix_flops(self.choice.dtype, self.choice.device.type)
+            values["mfu"] = rate * self.flops_per_unit / self.peak
         if self.choice.device.type == "cuda":
             values["gpu_memory_mb"] = torch.cuda.memory_allocated() / 2**20
             values["gpu_memory_total_mb"] = torch.cuda.get_device_properties(0).total_memory / 2**20

@@ -8,7 +8,7 @@ batch 8 and two with batch 4 train on the same examples in the same steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +35,12 @@ class Order:
     world_size: int
     seed: int
     arrange: Arrange | None = None
+    _permutation: Callable[[int], np.ndarray] = field(init=False, repr=False, compare=False)
+    """Of an epoch."""
+
+    def __post_init__(self) -> None:
+        # A step asks several times, from two threads, which may be an epoch apart. The cache goes with the order.
+        object.__setattr__(self, "_permutation", lru_cache(maxsize=2)(self._arranged))
 
     @property
     def examples_per_step(self) -> int:
@@ -66,14 +72,9 @@ class Order:
             for k in range(rounds)
         ]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return _arranged(self.num_examples, self.seed, epoch, self.arrange)
-
-
-@lru_cache(maxsize=2)  # a step asks several times, from two threads, which may be an epoch apart
-def _arranged(num_examples: int, seed: int, epoch: int, arrange: Arrange | None) -> np.ndarray:
-    permutation = np.random.default_rng([seed, epoch]).permutation(num_examples)
-    return permutation if arrange is None else arrange(permutation, epoch)
+    def _arranged(self, epoch: int) -> np.ndarray:
+        permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
+        return permutation if self.arrange is None else self.arrange(permutation, epoch)
 
 
 def position_seed(seed: int, step: int, micro: int = 0, rank: int = 0) -> int:

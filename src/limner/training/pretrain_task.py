@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from limner.decoding.text_model import visible
 from limner.device import compiles, require_compiler
 from limner.models.gpt import HUB_IDS, PRESETS, GPTConfig, GPTModel
 from limner.models.gpt_plan import ModelPlan, plan
+from limner.runs import Run
 from limner.runs.models import find_model
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import CHUNK_BYTES, summed_cross_entropy
@@ -42,6 +44,11 @@ _TOLD = {
     "eta_seconds": "{:,.0f} s to go",
 }
 """What an evaluation tells, in this order."""
+
+FIXED_TOKENIZERS = ("gpt2", "byte")
+"""Their names are enough to have them again."""
+KEPT = "tokenizer"
+"""Where in the run's folder any other tokenizer is kept."""
 
 COMPILE_FROM_FLOPS = {"cpu": 2e13, "cuda": 3e16, "mps": 3e16}
 """Runs of so much computation are compiled: some minutes of it on such a device."""
@@ -94,10 +101,15 @@ class PretrainTask(Task):
             raise ValueError(f"The corpus '{corpus.name}' has a validation text of its own; leave out --val-split.")
         texts = corpus.split(config.val_split)
         self.corpus_name = corpus.name
-        self.notes: list[str] = []
+        self.notes = list(corpus.notes)
         # A tokenizer that is trained sees the training text only, like the model.
         self.tokenizer = self._tokenizer(texts[0])
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
+        self.fingerprints = {
+            "tokenizer": _fingerprint(self.tokenizer.vocabulary()),
+            "training text": _fingerprint(_pieces(rows[0])),
+            "validation text": _fingerprint(_pieces(rows[1])),
+        }
         context = self.model_config().context_length
         self.training, self.validation, shortened = fit_windows(rows[0], rows[1], context, config.stride)
         self.notes += shortened
@@ -140,6 +152,9 @@ class PretrainTask(Task):
         """The one that was asked for; with trained weights their own, since ids of another mean other strings."""
         config, source = self.config, self._source()
         if source is None:
+            if config.tokenizer == "bpe" and hasattr(self, "run_path") and (kept := _kept_tokenizer(self.run_path)):
+                kept.name = "bpe"
+                return kept
             return get_tokenizer(_tokenizer_source(config), corpus, config.vocab_size)
         asked = None if config.tokenizer is None else get_tokenizer(_tokenizer_source(config))
         try:
@@ -160,6 +175,19 @@ class PretrainTask(Task):
                 "mean other strings; leave out --tokenizer, and the model's own is used."
             )
         return asked
+
+    def open(self, run: Run) -> bool:
+        """Builds tokenizer and model as the run has them, with random weights: its text is not read, nor the model
+        that it began from. False: the run is of a version that did not keep its tokenizer."""
+        start = next((event for event in reversed(run.events()) if event["type"] == "start"), None)
+        if start is None:
+            return False
+        name = start["tokenizer"]
+        tokenizer = get_tokenizer(name) if name in FIXED_TOKENIZERS else _kept_tokenizer(run.path)
+        if tokenizer is None:
+            return False
+        self.tokenizer, self.model = tokenizer, GPTModel(GPTConfig(**start["model"]))
+        return True
 
     def shape(self) -> GPTConfig:
         """What the model will be. --init-from's is read with its weights: they alone tell whether it has biases."""
@@ -359,11 +387,50 @@ class PretrainTask(Task):
         model.save_pretrained(folder, self.tokenizer.eos_id)
         self.tokenizer.save(folder)
 
+    def state(self) -> dict[str, Any]:
+        """Names text and tokenizer, without which weights mean nothing. The first time, the tokenizer is written
+        into the run's folder, unless a name is enough to have it again.
+        """
+        folder, aside = self.run_path / KEPT, self.run_path / f".{KEPT}"
+        if self.tokenizer.name not in FIXED_TOKENIZERS and not folder.exists():
+            self.tokenizer.save(aside)
+            aside.rename(folder)
+        return {"fingerprints": self.fingerprints}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where text or tokenizer have changed since."""
+        before = state.get("fingerprints", {})  # a version before this kept none
+        if changed := [name for name, value in before.items() if value != self.fingerprints[name]]:
+            raise ValueError(
+                f"The {' and the '.join(changed)} changed since these weights were saved (corpus "
+                f"'{self.config.corpus}'). Put back what was there, or begin another run: --force-new."
+            )
+
 
 def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
     inputs, targets = map(torch.from_numpy, windows.batch(indices))
     count = targets.numel()
     return Batch({"ids": inputs, "targets": targets}, count, count, [str(index) for index in indices])
+
+
+def _kept_tokenizer(run_path: Path) -> Tokenizer | None:
+    """The tokenizer of a run that has been saved before."""
+    return get_tokenizer(run_path / KEPT) if (run_path / KEPT).is_dir() else None
+
+
+def _pieces(ids: np.ndarray) -> Iterator[bytes]:
+    """All of a row of ids, beyond 16 million of them 256 pieces spread over it; and how many there are."""
+    size = 2**16
+    yield str(len(ids)).encode()
+    for start in range(0, len(ids), max(size, len(ids) // 256)):
+        yield ids[start : start + size].astype("<u4").tobytes()
+
+
+def _fingerprint(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
 
 
 def _tokenizer_source(config: PretrainConfig) -> str:
@@ -383,5 +450,7 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _first_words(documents: Sequence[str], count: int = 6) -> str:
-    return " ".join(" ".join(documents[:20])[:2000].split()[:count])
+def _first_words(documents: Sequence[str], count: int = 6, most: int = 40) -> str:
+    """The first words, in at most so many characters: not every script has spaces."""
+    words = " ".join(" ".join(documents[:20])[:2000].split()[:count])
+    return words if len(words) <= most else words[: most + 1].rpartition(" ")[0] or words[:most]

@@ -44,7 +44,7 @@ def build_scene_captioner(seed: int, say: Callable[[str], None] = print) -> Pref
 
 
 class SceneLoss(CaptionLoss):
-    """The caption loss, plus that of the helping heads where there are labels for them."""
+    """The caption loss, and that of the helping heads where there are labels for them."""
 
     def __init__(self, vlm: PrefixConditioningVLM, help_weight: float) -> None:
         super().__init__(vlm)
@@ -59,16 +59,20 @@ class SceneLoss(CaptionLoss):
         untold_answers: torch.Tensor | None = None,
         **captions: torch.Tensor,
     ) -> torch.Tensor:
-        """As of `CaptionLoss`; ``cells`` (N, P, F) and ``untold_answers`` (N, P, A) are the heads' `cell_labels`.
+        """(2): the captions' loss, as of `CaptionLoss`, and the heads', which is 0 where there is no help.
 
-        The sum is later divided by the number of labels, so the heads' mean is multiplied by it here.
+        Both are later divided by the number of labels, so the heads' mean is multiplied by it here.
+
+        Args:
+            cells: (N, P, F) and ``untold_answers``: (N, P, A), the heads' `cell_labels`.
         """
         # Channels last in memory: so the stem's convolutions are a sixth faster on CPUs.
         features = self.vlm.features(picture.contiguous(memory_format=torch.channels_last))  # (N, P, Dv)
         loss = super().forward(features[: len(captions["row_images"])], **captions)  # the first ones are captioned
         if cells is None or not self.help_weight:
-            return loss
-        return loss + self.help_weight * captions["labels"].numel() * self.heads(features, cells, untold_answers)
+            return torch.stack([loss, torch.zeros_like(loss)])
+        help = self.help_weight * captions["labels"].numel() * self.heads(features, cells, untold_answers)
+        return torch.stack([loss, help])
 
 
 class SceneTask(CaptionTask):
@@ -178,6 +182,13 @@ class SceneTask(CaptionTask):
         """How many scenes of a training batch are captioned; the helping heads see them all."""
         early = indices[0] < self.config.seeing_first * self.num_examples
         return -(-len(indices) // 4) if early else len(indices)
+
+    def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The captions' loss; in training `figures` tell the heads' (``help_loss``), weighted and a word."""
+        captions, help = super().loss(model, tensors)
+        told = {"help_loss": float(help.detach()) / len(tensors["labels"])}
+        self.auxiliary_loss, self.figures = help, told if "cells" in tensors else {}
+        return captions
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Exact match on both kinds of validation scenes, and CIDEr-D over all of them."""

@@ -14,7 +14,6 @@ N: pictures of a batch. K: captions drawn of each. L: their tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -39,9 +38,6 @@ class SelfCriticalTask(CaptionTask):
     """A trained captioner, taught by CIDEr-D. Validation is that of `CaptionTask`, its ``eval_loss`` too, which
     may well rise: likely words are no longer what is learned."""
 
-    reward = math.nan
-    """The mean CIDEr-D of the captions that the last micro-batch drew."""
-
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         super().prepare(device, precision, progress)
         self.captioner.temperature = self.config.sample_temperature
@@ -60,23 +56,24 @@ class SelfCriticalTask(CaptionTask):
         return Batch(tensors, drawn, drawn, [self.example_id(index) for index in indices])
 
     def loss(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Training: minus the advantage of each drawn caption times its log-probability, summed over captions."""
-        examples = tensors.pop("examples", None)
-        if examples is None:
+        """Training: minus the advantage of each drawn caption times its log-probability, summed over captions.
+        `figures` then tell their ``reward``: the mean CIDEr-D."""
+        if "examples" not in tensors:
+            self.figures = {}
             return super().loss(model, tensors)
         vlm, K = self.vlm, self.config.samples_per_picture
-        if tensors["picture"].dim() == 4:
+        picture = tensors["picture"]
+        if picture.dim() == 4:
             with torch.no_grad():
-                tensors["picture"] = self.captioner.features(tensors["picture"])  # (N, P, Dv)
-        drawn = self._draw(tensors["picture"])
+                picture = self.captioner.features(picture)  # (N, P, Dv)
+        drawn = self._draw(picture)
         captions = [drawn[start : start + K] for start in range(0, len(drawn), K)]
-        rewards = torch.tensor(self._rewards(examples.tolist(), captions))  # (N, K)
-        self.reward = float(rewards.mean())
+        rewards = torch.tensor(self._rewards(tensors["examples"].tolist(), captions))  # (N, K)
+        self.figures = {"reward": float(rewards.mean())}
         packed = pack_captions(captions, vlm.num_prompt_tokens, pad_id=int(vlm.tokenizer.pad_token_id))
         words = packed.tensors()
         words["weights"] = advantages(rewards).flatten()[words.pop("label_captions")]  # (L,)
-        device = tensors["picture"].device
-        return super().loss(model, {name: t.to(device) for name, t in words.items()} | tensors)
+        return super().loss(model, {name: t.to(picture.device) for name, t in words.items()} | {"picture": picture})
 
     @torch.no_grad()
     def _draw(self, features: torch.Tensor) -> list[list[int]]:
@@ -108,8 +105,3 @@ class SelfCriticalTask(CaptionTask):
             scores = {text: self.cider.score(caption_ngrams(text), references) for text in set(texts)}
             rewards.append([scores[text] for text in texts])
         return rewards
-
-    def readings(self, loss: float, split: str) -> dict[str, float]:
-        """``reward``, told once, for its step."""
-        told, self.reward = self.reward, math.nan
-        return {} if math.isnan(told) else {"reward": told}

@@ -67,6 +67,12 @@ class Task(ABC):
 
     evaluates_first: ClassVar[bool] = False
     """Whether the first evaluation comes before the first step; where evaluations are dear, it does not."""
+    auxiliary_loss: torch.Tensor | float = 0.0
+    """What is optimized beside the sum that `loss` returned for its last batch, a sum as that is: help that only
+    training sees. It is no part of the loss that is told."""
+    figures: Mapping[str, float] = {}
+    """What `loss` found by the way in its last batch, which it sets anew at each: `metrics` events tell the mean
+    over a step's tokens or captions."""
     flops_per_unit: float | None = None
     """FLOPs of forward and backward for one token or caption; None: no MFU is told."""
 
@@ -133,7 +139,7 @@ class Task(ABC):
         return {}
 
     def tell(self, step: int, training: Mapping[str, Any], evaluation: Mapping[str, float]) -> str:
-        """An evaluation, for a person. ``training``: the values of the last `metrics` event."""
+        """An evaluation, for a person. ``training``: the values of the last step's `metrics` event."""
         return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in evaluation.items())
 
     def tell_sample(self, sample: Mapping[str, Any]) -> str | None:
@@ -149,4 +155,8 @@ class Task(ABC):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave, before the weights are loaded.
+
+        Raises:
+            ValueError: that is of other data than the task has prepared.
+        """

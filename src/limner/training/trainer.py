@@ -32,7 +32,7 @@ from limner import device as hardware
 from limner.config.training import TrainSettings
 from limner.runs import CommandQueue, Run
 from limner.runs.state import process_identity
-from limner.training.checkpoints import CheckpointManager
+from limner.training.checkpoints import CheckpointManager, Tensors, put_tensors, trained_tensors
 from limner.training.journal import Journal
 from limner.training.meter import Meter
 from limner.training.opening import open_run, recorded_machine
@@ -45,11 +45,9 @@ from limner.training.optimizer import (
 )
 from limner.training.order import Order, position_seed
 from limner.training.schedule import lr_scale
-from limner.training.sharding import gather, shard, shared_out_like
+from limner.training.sharding import gather, shard
 from limner.training.steering import Steering
 from limner.training.task import Batch, Task
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -66,6 +64,19 @@ class Progress:
     """What the last evaluation measured."""
     evaluated_step: int = -1
     """The step of that evaluation."""
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """What a step's forward and backward found, over all processes; the gradient itself is the parameters'."""
+
+    loss: float
+    """The mean over all supervised tokens."""
+    norm: float
+    units: int
+    """Tokens or captions."""
+    figures: dict[str, float]
+    """See `Task.figures`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     _check_processes(accelerator, config)
     opened = open_run(verb, config, subject) if accelerator.is_main_process else None
     path = _broadcast(accelerator, opened.run.path if opened else None)
+    accelerator.project_configuration.logging_dir = str(path)  # of trackers that write files
     journal = Journal(path if accelerator.is_main_process else None, quiet)
     try:
         if opened and (kept := opened.run.checkpoints()):
@@ -239,7 +251,15 @@ class Trainer:
                 return "stopped"
             if self._exhausted():
                 return "early stopping"
-            self._step()
+            try:
+                gradient = self._gradient()
+            except Exception as error:
+                # A terminal's Ctrl-C also ends the processes that compile a model: the stop is why the step failed.
+                if not self.steering.interrupted or self.accelerator.num_processes > 1:
+                    raise
+                self.journal.to_log(f"{type(error).__name__}: {str(error)[:1000]}")  # a compiler's has all the code
+                continue
+            self._apply(gradient)
             step = progress.step
             last = step == self.total_steps
             if last or (eval_every and step % eval_every == 0):
@@ -260,7 +280,7 @@ class Trainer:
         if self.accelerator.is_main_process and self.manager:
             best = self.manager.best
             if best and best.step != self.progress.step:
-                _load_weights(model, best.read()[0])
+                put_tensors(model, best.read()[0])
                 self.journal.say(f"The best checkpoint is step {best.step}: {_numbers(best.metrics)}.")
             aside = self.run.path / ".model"
             _remove_tree(aside)
@@ -272,20 +292,16 @@ class Trainer:
 
     # -- one optimizer step ----------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """One optimizer step: the gradient of the mean loss over all supervised tokens of the effective batch."""
+    def _gradient(self) -> _Gradient:
+        """The gradient of the mean loss over all supervised tokens of the effective batch; changes no weight."""
         progress, accelerator = self.progress, self.accelerator
         with self.meter.time("data"):
             batches = self._batches(progress.step)
             counts = [sum(b.num_targets for b in batches), sum(b.num_units for b in batches)]
             targets, units = self._over_ranks(counts)
-        scale = lr_scale(
-            progress.step, self.total_steps, self.warmup_steps, self.config.schedule, self.config.lr_floor
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * scale
         with self.meter.time("compute"):
             losses: list[torch.Tensor] = []
+            figures: dict[str, float] = {}  # each summed over tokens or captions
             for k, batch in enumerate(batches):
                 seed = position_seed(self.config.seed, progress.step, k, accelerator.process_index)
                 hardware.seed_generators(seed, accelerator.device)
@@ -293,27 +309,41 @@ class Trainer:
                 last = k == len(batches) - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                     loss = self.task.loss(self.model, tensors)
-                    if batch.num_targets == 0:
-                        loss = loss * 0.0  # this rank has nothing in the round, but its peers wait for it
+                    objective = loss + self.task.auxiliary_loss
+                    if batch.num_targets == 0:  # this rank has nothing in the round, but its peers wait for it
+                        loss, objective = loss * 0.0, objective * 0.0
                     # DDP averages over ranks; a sum over ranks is what the mean over tokens needs.
-                    accelerator.backward(loss * (accelerator.num_processes / max(1, targets)))
+                    accelerator.backward(objective * (accelerator.num_processes / max(1, targets)))
                 losses.append(loss.detach())
-            mean_loss = self._over_ranks([sum(map(float, losses))])[0] / max(1, targets)
-            norm = float(gradient_norm(self.parameters))
-        applied = math.isfinite(mean_loss) and math.isfinite(norm)
+                for name, mean in self.task.figures.items():
+                    figures[name] = figures.get(name, 0.0) + mean * batch.num_units
+            loss_sum, *sums = self._over_ranks([sum(map(float, losses)), *figures.values()])
+            return _Gradient(
+                loss=loss_sum / max(1, targets),
+                norm=float(gradient_norm(self.parameters)),
+                units=int(units),
+                figures={name: s / max(1, units) for name, s in zip(figures, sums, strict=True)},
+            )
+
+    def _apply(self, gradient: _Gradient) -> None:
+        """The optimizer's step along a gradient, where that is finite."""
+        progress, norm, config = self.progress, gradient.norm, self.config
+        scale = lr_scale(progress.step, self.total_steps, self.warmup_steps, config.schedule, config.lr_floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
         with self.meter.time("optimizer"):
-            if applied:
-                clip = self.config.grad_clip
+            if math.isfinite(gradient.loss) and math.isfinite(norm):
+                clip = config.grad_clip
                 self.optimizer.step(clip / norm if clip and norm > clip else 1.0)
                 progress.nonfinite_in_a_row = 0
             else:
-                self._report_nonfinite(mean_loss, norm)
+                self._report_nonfinite(gradient.loss, norm)
             self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.units += int(units)
+        progress.units += gradient.units
         self.journal.step = progress.step
-        self.meter.step_done(int(units))
-        self._log_step(mean_loss, norm)
+        self.meter.step_done(gradient.units)
+        self._log_step(gradient)
 
     def _over_ranks(self, values: Sequence[float]) -> Sequence[float]:
         """Sums of these numbers over all processes."""
@@ -360,25 +390,27 @@ class Trainer:
                 "warnings name, or stop and begin again with a lower learning rate; resume goes on as it is."
             )
 
-    def _log_step(self, loss: float, norm: float) -> None:
+    def _log_step(self, gradient: _Gradient) -> None:
         progress = self.progress
-        if progress.step % self.config.log_every and progress.step != self.total_steps:
-            return
         rates = {g["name"]: g["lr"] for g in self.optimizer.param_groups}
         values = {
-            "loss": loss,
-            **self.task.readings(loss, "training"),
+            "loss": gradient.loss,
+            **self.task.readings(gradient.loss, "training"),
+            **gradient.figures,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": norm,
+            "gradient_norm": gradient.norm,
             "epoch": round(progress.step / self.order.steps_per_epoch, 6),
             self.task.unit: progress.units,
             **self.meter.read(self.total_steps - progress.step),
         }
-        self.last_values = values
+        self.last_values = values  # an evaluation tells them, logged or not
+        rate = values[f"{self.task.unit}_per_second"]
+        text = f"loss {gradient.loss:.3f}  {rate:,.0f} {self.task.unit}/s"
+        self.journal.training(progress.step, self.total_steps, text)
+        if progress.step % self.config.log_every and progress.step != self.total_steps:
+            return
         examples = self.order.step_examples(progress.step - 1).tolist()
         self.journal.event("metrics", **values, learning_rates=rates, examples=examples)
-        rate = values[f"{self.task.unit}_per_second"]
-        self.journal.training(progress.step, self.total_steps, f"loss {loss:.3f}  {rate:,.0f} {self.task.unit}/s")
         if self.config.report_to:
             self.accelerator.log(
                 {k: v for k, v in values.items() if isinstance(v, (int, float))}, step=progress.step
@@ -477,7 +509,7 @@ class Trainer:
                 )
             return
         with self.meter.outside("checkpoint"):
-            weights, moments = _weights(self._whole_model()), optimizer_tensors(self.optimizer)
+            weights, moments = trained_tensors(self._whole_model()), optimizer_tensors(self.optimizer)
         while why := self._written(weights, moments, acknowledgement):
             if self.steering.hold(why) == "stop":
                 raise OSError(errno.ENOSPC, why)
@@ -489,9 +521,9 @@ class Trainer:
         if self.manager is not None:
             progress = self.progress
             metrics = progress.metrics if progress.evaluated_step == progress.step > 0 else {}
-            state = {"progress": vars(progress), "task": self.task.state()}
             try:
                 with self.meter.outside("checkpoint"):
+                    state = {"progress": vars(progress), "task": self.task.state()}
                     saved = self.manager.save(progress.step, weights, moments, state, metrics)
                 best = self.manager.best
                 self.journal.event(
@@ -512,7 +544,7 @@ class Trainer:
         """Takes up the run where its latest checkpoint stands, if it has one.
 
         Raises:
-            ValueError: that is damaged, of another model, or beyond the run's end.
+            ValueError: that is damaged, of another model, of other data, or beyond the run's end.
         """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
         metric = self.config.metric_for_best_model
@@ -522,7 +554,8 @@ class Trainer:
             self.journal.step = 0
             return
         weights, moments, state = latest.read()
-        _load_weights(self.accelerator.unwrap_model(self.model), weights)
+        self.task.load_state(state["task"])
+        put_tensors(self.accelerator.unwrap_model(self.model), weights)
         load_optimizer_tensors(self.optimizer, moments)
         self.progress = Progress(**state["progress"])
         if self.progress.step > self.total_steps:
@@ -530,7 +563,6 @@ class Trainer:
                 f"Run '{self.run.name}' is at step {self.progress.step} already, and {self.total_steps} are asked "
                 f"for; give it more, or {self.progress.step} to end it there."
             )
-        self.task.load_state(state["task"])
         self.saved_step = self.journal.step = self.progress.step
         self.journal.say(f"Going on from {latest.path.name} of {self.total_steps}.")
 
@@ -572,27 +604,10 @@ class Trainer:
             + (f"every {self.eval_every}." if self.eval_every else "at the end.")
         )
         if self.config.report_to:
-            self.accelerator.init_trackers("limner", config={"run": self.run.name})
-
-
-def _weights(model: nn.Module) -> Tensors:
-    """What training changes: trained parameters and buffers, by name."""
-    state = model.state_dict()
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return trained | {name: buffer for name, buffer in model.named_buffers() if name in state}
-
-
-def _load_weights(model: nn.Module, tensors: Tensors) -> None:
-    """Takes back what `_weights` gave."""
-    targets = _weights(model)
-    if targets.keys() != tensors.keys():
-        odd = sorted(targets.keys() ^ tensors.keys())
-        raise ValueError(
-            f"The checkpoint is of another model: {', '.join(odd[:3])} ... differ ({len(odd)} tensors)."
-        )
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(shared_out_like(target, tensors[name]))
+            # What an attempt that was killed logged beyond its last checkpoint comes again.
+            board = {"purge_step": self.progress.step + 1}
+            settings = {"tensorboard": board, "wandb": {"name": self.run.name}}
+            self.accelerator.init_trackers("limner", init_kwargs=settings)
 
 
 def _check_processes(accelerator: Accelerator, config: TrainSettings) -> None:
