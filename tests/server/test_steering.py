@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,12 @@ def test_schemas_and_presets(client: TestClient) -> None:
         size = f"{shape.num_layers} layers, {shape.width:,} wide, {shape.context_length:,} tokens of context"
         assert told["pretrain", name].startswith(size)
     assert "tiny" in [corpus["name"] for corpus in client.get("/api/corpora").json()["corpora"]]
+
+
+def test_data_sets_are_listed_once_however_many_ask(client: TestClient) -> None:
+    words = ["import json, time", "time.sleep(0.5)", "print(json.dumps({'name': 'scenes', 'about': 'Drawn.'}))"]
+    client.app.state.launcher.command = [sys.executable, "-c", "; ".join(words)]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor() as asking:
+        answers = list(asking.map(lambda _: client.get("/api/datasets").json()["datasets"], range(3)))
+    answers.append(client.get("/api/datasets").json()["datasets"])
+    assert [[source["name"] for source in sources] for sources in answers] == [["scenes"]] * 4

@@ -284,3 +284,23 @@ def test_a_chart_is_saved_as_points_and_as_a_picture(page: Any, troubled: Server
     picture = saved("Picture (PNG)")
     assert picture.suggested_filename == "diverged-loss.png"
     assert picture.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_data_set_listed_twice_breaks_no_form(page: Any, troubled: Server) -> None:
+    entry = {"name": "scenes", "description": "", "bytes": None, "available": True}
+    page.route("**/api/datasets", lambda route: route.fulfill(json={"datasets": [entry, entry]}))
+    page.goto(f"{troubled.url}/new?verb=train")
+    page.get_by_role("combobox", name="Dataset", exact=True).click()
+    expect(page.get_by_role("option", name="scenes")).to_have_count(1)
+
+
+def test_a_view_that_breaks_says_so(chromium: Any, troubled: Server) -> None:
+    broken = tab(chromium, troubled)
+    with broken as page:
+        page.route("**/api/schemas", lambda route: route.fulfill(json={"pretrain": {"properties": {"lr": None}}}))
+        page.goto(f"{troubled.url}/new?verb=pretrain")
+        expect(page.get_by_role("alert")).to_contain_text("This view broke.")
+        page.unroute("**/api/schemas")
+        page.get_by_role("button", name="Reload").click()
+        expect(page.get_by_role("heading", name="New run")).to_be_visible()
+        broken.problems.clear()  # the browser has told of it as well

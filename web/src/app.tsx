@@ -7,7 +7,7 @@ import { healthQuery } from "./api/queries";
 import { formatBytes } from "./format";
 import { Icon } from "./ui/icons";
 import { useKeys } from "./ui/keys";
-import { Waiting } from "./ui/pieces";
+import { Boundary, Waiting } from "./ui/pieces";
 import { SignIn } from "./ui/sign-in";
 import { Toasts } from "./ui/toast";
 
@@ -55,34 +55,36 @@ export function App() {
         {signedOut ? (
           <SignIn onDone={() => setSignedOut(false)} />
         ) : (
-          <Suspense fallback={<Waiting what="Loading …" />}>
-            <Switch>
-              <Route path="/">
-                <Runs />
-              </Route>
-              <Route path="/new">
-                <NewRun />
-              </Route>
-              <Route path="/compare">
-                <Compare />
-              </Route>
-              <Route path="/playground">
-                <Playground />
-              </Route>
-              <Route path="/runs/:id/:view?">
-                {({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}
-              </Route>
-              <Route path="/runs">
-                <Redirect to="/" />
-              </Route>
-              <Route>
-                <div className="empty">
-                  <h2>There is no such page</h2>
-                  <Link href="/">All runs</Link>
-                </div>
-              </Route>
-            </Switch>
-          </Suspense>
+          <Boundary place={location}>
+            <Suspense fallback={<Waiting what="Loading …" />}>
+              <Switch>
+                <Route path="/">
+                  <Runs />
+                </Route>
+                <Route path="/new">
+                  <NewRun />
+                </Route>
+                <Route path="/compare">
+                  <Compare />
+                </Route>
+                <Route path="/playground">
+                  <Playground />
+                </Route>
+                <Route path="/runs/:id/:view?">
+                  {({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}
+                </Route>
+                <Route path="/runs">
+                  <Redirect to="/" />
+                </Route>
+                <Route>
+                  <div className="empty">
+                    <h2>There is no such page</h2>
+                    <Link href="/">All runs</Link>
+                  </div>
+                </Route>
+              </Switch>
+            </Suspense>
+          </Boundary>
         )}
       </main>
       <Toasts />

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useState, type ReactNode } from "react";
 import { useLocation } from "wouter";
 import { ApiError, send } from "../../api/client";
 import { corporaQuery, datasetsQuery, presetsQuery, runQuery, schemasQuery } from "../../api/queries";
-import type { Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
+import type { CatalogueEntry, Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
 import { Icon } from "../../ui/icons";
 import { Failure, Waiting } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
@@ -204,8 +204,8 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
   const { data: corpora } = useQuery(corporaQuery);
   const { data: datasets } = useQuery(datasetsQuery);
   const suggestions: Record<string, string[]> = {
-    corpus: corpora?.map((entry) => entry.name) ?? [],
-    dataset: datasets?.map((entry) => entry.name) ?? [],
+    corpus: namesOf(corpora),
+    dataset: namesOf(datasets),
   };
   const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
   const matches = (field: Field): boolean =>
@@ -239,6 +239,11 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
       })}
     </>
   );
+}
+
+/** Each once: a list of choices breaks over one that is there twice. */
+function namesOf(entries: CatalogueEntry[] | undefined): string[] {
+  return [...new Set(entries?.map((entry) => entry.name))];
 }
 
 interface SectionProps {
