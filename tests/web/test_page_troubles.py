@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,6 +229,25 @@ def test_a_run_that_is_not_there_yet_may_come(page: Any, troubled: Server) -> No
     expect(page.get_by_role("heading", name="There is no run late")).to_be_visible()
     troubled.train("late", "--fake-steps", 10, "--fake-interval", 0.002, wait=True)
     expect(page.locator("[data-chart=loss]")).to_be_visible(timeout=10_000)
+
+
+@pytest.mark.parametrize("away", [0.0, 5.0], ids=["at once", "after a while"])
+def test_a_run_begun_again_under_its_name_is_a_new_run(page: Any, troubled: Server, away: float) -> None:
+    name = f"redone-{away:g}"
+    troubled.train(name, "--fake-steps", 30, "--fake-interval", 0.002, wait=True)
+    page.goto(f"{troubled.url}/runs/{name}")
+    expect(page.locator(".run-header")).to_contain_text("30 of 30")
+    expect(page.locator("[data-chart=loss] .legend b").first).to_have_text(re.compile(r"\d"))
+    shutil.rmtree(troubled.runs / name)
+    if away:
+        expect(page.get_by_text("this run is gone")).to_be_visible()
+        page.wait_for_timeout(away * 1000)
+    troubled.train(name, "--fake-steps", 50, "--fake-interval", 0.002, wait=True)
+    expect(page.locator(".run-header")).to_contain_text("50 of 50", timeout=20_000)
+    expect(page.get_by_text("this run is gone")).to_have_count(0)
+    page.get_by_role("button", name="Loss as a table").click()
+    rows = page.locator("[data-chart=loss] tbody tr")
+    expect(rows).to_have_count(50)  # one run's, each step once
 
 
 def test_a_checkpoint_that_was_asked_for_is_told(page: Any, troubled: Server) -> None:
