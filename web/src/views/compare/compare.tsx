@@ -7,10 +7,10 @@ import type { RunDetail, Series } from "../../api/types";
 import { LineBook, NOTHING_LIVE, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
-import { chartsFor, type ChartSpec } from "../../charts/groups";
+import { chartsFor, lossKind, type ChartLine, type ChartSpec } from "../../charts/groups";
 import type { PlotLine } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
-import { interpolate, type Mark, type Polyline } from "../../charts/track";
+import { interpolate, type Mark, type Polyline, type Track } from "../../charts/track";
 import { ACTIVE, StatusPill, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { useDoubt } from "../../ui/doubt";
@@ -180,7 +180,7 @@ function Overlays({
   const cursor = useMemo(() => new Cursor(), []);
   const specs = useMemo(() => {
     const names = new Set(runs.flatMap(({ detail }) => detail.metrics));
-    return chartsFor(names).filter((spec) => !spec.stacked);
+    return chartsFor(names, runs.map(({ detail }) => lossKind(detail))).filter((spec) => !spec.stacked);
   }, [runs]);
   const charts = specs.flatMap((spec) =>
     spec.id === "loss" && runs.length > 1
@@ -270,10 +270,15 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
   );
 }
 
+/** None of a training loss that is of another kind than the line: it belongs to another chart. */
+function tracksOf({ book, detail }: Compared, line: ChartLine): Track[] {
+  return line.of && line.of !== lossKind(detail) ? [] : book.tracks(line);
+}
+
 function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   return runs.flatMap((run) =>
     spec.lines.flatMap((line): PlotLine[] => {
-      const tracks = run.book.tracks(line);
+      const tracks = tracksOf(run, line);
       if (!tracks.length) return [];
       const suffix = spec.lines.length > 1 ? ` · ${line.label}` : "";
       return [
@@ -300,7 +305,7 @@ function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   const baseline = runs[0];
   if (!training || !baseline) return [];
   const smooth = (run: Compared): { line: Polyline; marks: Mark[] }[] =>
-    run.book.tracks(training).map((track) => ({
+    tracksOf(run, training).map((track) => ({
       line: shift(track.smooth, run.origin),
       marks: track.marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
     }));

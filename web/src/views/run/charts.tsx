@@ -6,7 +6,7 @@ import type { Series } from "../../api/types";
 import { LineBook, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
-import { chartsFor, type ChartSpec } from "../../charts/groups";
+import { chartsFor, lossKind, type ChartSpec } from "../../charts/groups";
 import type { PlotContent } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
 import type { Track } from "../../charts/track";
@@ -35,7 +35,8 @@ export function Charts() {
   const logged = (url.get("logy") ?? "").split(",").filter(Boolean);
   const [window, setWindow] = useWindow(url, setUrl);
   const names = useNames(store, detail.metrics);
-  const specs = useMemo(() => chartsFor(names), [names]);
+  const kind = lossKind(detail);
+  const specs = useMemo(() => chartsFor(names, [kind]), [names, kind]);
   const series = useSeries(id, store, specs, x, window);
   const book = useMemo(
     () => (series.data ? new LineBook(store, series.data, x, smoothing) : null),
