@@ -231,6 +231,19 @@ def test_a_run_that_is_not_there_yet_may_come(page: Any, troubled: Server) -> No
     expect(page.locator("[data-chart=loss]")).to_be_visible(timeout=10_000)
 
 
+def test_a_run_with_a_plus_in_its_name_opens(page: Any, troubled: Server) -> None:
+    troubled.train("lr+2", "--fake-steps", 30, "--fake-interval", 0.002, wait=True)
+    page.goto(f"{troubled.url}/?q=lr%2B2&choose=well,lr%2B2")
+    page.get_by_role("link", name="lr+2").click()
+    expect(page.get_by_role("heading", name="lr+2")).to_be_visible(timeout=10_000)
+    page.get_by_role("link", name="Samples", exact=True).click()
+    expect(page.locator("th.chosen")).to_have_text("20")
+    page.goto(f"{troubled.url}/?choose=well,lr%2B2")
+    page.get_by_role("button", name="Compare 2").click()
+    page.locator(".compared").get_by_role("link", name="lr+2").click()
+    expect(page.get_by_role("heading", name="lr+2")).to_be_visible(timeout=10_000)
+
+
 @pytest.mark.parametrize("away", [0.0, 5.0], ids=["at once", "after a while"])
 def test_a_run_begun_again_under_its_name_is_a_new_run(page: Any, troubled: Server, away: float) -> None:
     name = f"redone-{away:g}"

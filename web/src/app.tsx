@@ -10,6 +10,7 @@ import { useKeys } from "./ui/keys";
 import { Boundary, Waiting } from "./ui/pieces";
 import { SignIn } from "./ui/sign-in";
 import { Toasts } from "./ui/toast";
+import { decoded } from "./ui/url";
 
 const Runs = lazy(() => import("./views/runs/runs"));
 const NewRun = lazy(() => import("./views/new-run/new-run"));
@@ -71,7 +72,7 @@ export function App() {
                   <Playground />
                 </Route>
                 <Route path="/runs/:id/:view?">
-                  {({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}
+                  {({ id, view }) => <RunView key={id} id={decoded(id)} view={view ?? "charts"} />}
                 </Route>
                 <Route path="/runs">
                   <Redirect to="/" />

@@ -20,3 +20,12 @@ export function useUrl(): [URLSearchParams, (changes: Record<string, string | nu
   );
   return [params, change];
 }
+
+/** A part of the path as it was before `encodeURIComponent`: the router leaves "%2B" and the like as they are. */
+export function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // typed by hand, with a % of its own
+  }
+}
