@@ -1,9 +1,9 @@
 import { ActionIcon, Kbd, Modal, Tooltip, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
-import { useQuery } from "@tanstack/react-query";
+import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Suspense, lazy, useEffect, useRef, useState } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 import { setOnUnauthorized } from "./api/client";
-import { healthQuery } from "./api/queries";
+import { askAgain, healthQuery } from "./api/queries";
 import { formatBytes } from "./format";
 import { Icon } from "./ui/icons";
 import { useKeys } from "./ui/keys";
@@ -98,6 +98,10 @@ function Top({ location, onHelp }: { location: string; onHelp: () => void }) {
   const { setColorScheme } = useMantineColorScheme();
   const scheme = useComputedColorScheme("light");
   const { data: health, isError } = useQuery(healthQuery);
+  const client = useQueryClient();
+  useEffect(() => {
+    if (!isError) askAgain(client);
+  }, [isError, client]);
   const here = (path: string): boolean =>
     path === "/"
       ? location === "/" || location.startsWith("/runs") || location.startsWith("/compare")

@@ -1,6 +1,6 @@
 import { useQueryClient } from "@tanstack/react-query";
 import { createContext, useContext, useEffect, useState, useSyncExternalStore } from "react";
-import { runQuery } from "../../api/queries";
+import { askAgain, runQuery } from "../../api/queries";
 import type { RunDetail, RunSummary } from "../../api/types";
 import { Cursor } from "../../charts/cursor";
 import type { Connection } from "../../live/feed";
@@ -66,7 +66,7 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
       if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });
       if (event.type === "complete") void client.invalidateQueries({ queryKey: ["models"] });
     });
-    let [status, skips] = ["", 0];
+    let [status, skips, connection] = ["", 0, made.connection];
     const endStatus = made.subscribe(() => {
       if (made.replaced) return void renew();
       const now = made.run?.status ?? "";
@@ -74,6 +74,8 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
         void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
       status = now; // a crash, for one, is no event
       skips = made.skips;
+      if (connection === "reconnecting" && made.connection === "live") askAgain(client);
+      connection = made.connection;
     });
     setStore(made);
     expose(made);

@@ -4,7 +4,7 @@ import { get, runPath } from "../../api/client";
 import { useRunAction } from "../../api/queries";
 import type { Num, RunEvent } from "../../api/types";
 import { formatInteger, formatTime, formatValue } from "../../format";
-import { Facts } from "../../ui/pieces";
+import { Facts, Failure } from "../../ui/pieces";
 import { sayError } from "../../ui/toast";
 import { useRun, useSummary } from "./context";
 import { useJournal } from "./warnings";
@@ -14,12 +14,13 @@ const MOST_CHARACTERS = 400_000;
 
 export function LogView() {
   const { cursor } = useRun();
-  const journal = useJournal(1_000);
+  const { journal, error } = useJournal(1_000);
   return (
     <div className="log-view">
       <section aria-label="Journal">
         <h2>Journal</h2>
         <NoteForm />
+        {error && <Failure error={error} what="The journal cannot be read." />}
         <ol className="journal">
           {journal.map((event) => (
             <li key={event.seq} className={event.type}>
