@@ -337,3 +337,59 @@ def test_a_view_that_breaks_says_so(chromium: Any, troubled: Server) -> None:
         page.get_by_role("button", name="Reload").click()
         expect(page.get_by_role("heading", name="New run")).to_be_visible()
         broken.problems.clear()  # the browser has told of it as well
+
+
+@pytest.fixture(scope="module")
+def long(troubled: Server) -> Server:
+    """A run of so many steps that a chart of it has buckets, with a spike that begins none."""
+    writer = EventWriter(create_run(troubled.runs, "long", "pretrain", {}).events_path)
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=5_000)
+    for step in range(1, 5_001):
+        writer.write("metrics", step, loss=99.5 if step == 1_234 else step / 1000)
+    writer.write("complete", 5_000, reason="completed", metrics={}, interrupted=False)
+    return troubled
+
+
+def saved_rows(page: Any) -> list[list[str]]:
+    page.get_by_role("button", name="Loss as a file").click()
+    with page.expect_download() as download:
+        page.get_by_role("menuitem", name="Points (CSV)").click()
+    return [row.split(",") for row in download.value.path().read_text().splitlines()]
+
+
+def test_the_points_of_a_long_run_are_what_was_measured(page: Any, long: Server) -> None:
+    expected = {str(step): 99.5 if step == 1_234 else step / 1000 for step in range(1, 5_001)}
+    for view in ("runs/long", "compare?runs=long"):
+        page.goto(f"{long.url}/{view}")
+        expect(page.locator("[data-chart=loss] .status")).to_contain_text("of 5,000 points, extremes kept")
+        rows = saved_rows(page)
+        assert {step: float(loss) for step, loss, _ in rows[1:]} == expected
+        page.get_by_role("button", name="Loss as a table").click()
+        cells = page.locator("[data-chart=loss] tbody").inner_text().splitlines()
+        told = [line.split("\t") for line in cells]
+        assert len(told) > 100
+        for step, loss in told:
+            assert float(loss) == expected[step.replace(",", "")]
+
+
+def test_a_zoomed_comparison_asks_for_more_points(page: Any, long: Server) -> None:
+    page.goto(f"{long.url}/compare?runs=long,well")
+    status = page.locator("[data-chart=loss] .status")
+    expect(status).to_contain_text("of 5,000 points")
+    page.locator("[data-chart=loss] [role=slider]").focus()
+    for _ in range(4):
+        page.keyboard.press("+")
+    expect(status).to_have_text("")  # every point of a sixteenth of it
+    page.keyboard.press("0")
+    expect(status).to_contain_text("of 5,000 points")
+
+
+def test_a_comparison_follows_a_run_that_had_not_begun(page: Any, troubled: Server) -> None:
+    writer = EventWriter(create_run(troubled.runs, "waiting", "pretrain", {}).events_path)
+    page.goto(f"{troubled.url}/compare?runs=well,waiting")
+    pill = page.locator(".compared li", has_text="waiting").locator(".pill")
+    expect(pill).to_have_text("queued")
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=1)
+    writer.write("metrics", 1, loss=1.0)
+    writer.write("complete", 1, reason="completed", metrics={}, interrupted=False)
+    expect(pill).to_have_text("completed", timeout=15_000)

@@ -129,7 +129,7 @@ class Client:
             await asyncio.gather(turn, bell, return_exceptions=True)
 
     async def _begin(self) -> None:
-        """Answers a subscription: hello, and a snapshot where the gap is large. ``begun`` tells one log from another."""
+        """Answers a subscription: hello (``begun`` tells logs of one name apart), and a snapshot of a large gap."""
         after, self._asked = self._asked or 0, None
         await asyncio.to_thread(self.watched.index.update)  # all of it: numbers are told from here on
         summary = await asyncio.to_thread(self.runs.update, self.watched)
