@@ -158,3 +158,15 @@ def test_unknown_things_are_404_in_one_shape(client: TestClient) -> None:
         answer = client.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
     assert client.post("/api/runs/none/pause").json()["error"]["code"] == "not_found"
+
+
+def test_a_folder_that_cannot_be_shown_is_told(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "well", [1.0])
+    write_run(runs_dir, "other", [1.0]).rename(runs_dir / "my best run (v2)")
+    (write_run(runs_dir, "broken", [1.0]) / "config.json").write_text("{}")
+    answer = client.get("/api/runs").json()
+    assert [run["id"] for run in answer["runs"]] == ["well"]
+    told = {folder["name"]: folder["message"] for folder in answer["left_out"]}
+    assert list(told) == ["broken", "my best run (v2)"]
+    assert "does not describe a run" in told["broken"]
+    assert "use letters, digits" in told["my best run (v2)"] and "Rename" in told["my best run (v2)"]

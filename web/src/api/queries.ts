@@ -9,6 +9,7 @@ import type {
   Models,
   Preset,
   RunDetail,
+  RunList,
   RunSummary,
   Samples,
   SchemaNode,
@@ -22,7 +23,7 @@ export const healthQuery = queryOptions({
 
 export const runsQuery = queryOptions({
   queryKey: ["runs"],
-  queryFn: ({ signal }) => get<{ runs: RunSummary[]; active: string[] }>("/api/runs", signal),
+  queryFn: ({ signal }) => get<RunList>("/api/runs", signal),
   refetchInterval: 2_000,
 });
 

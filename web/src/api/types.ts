@@ -46,6 +46,13 @@ export interface RunSummary {
   bytes: number | null;
 }
 
+export interface RunList {
+  runs: RunSummary[];
+  active: string[];
+  /** Folders with runs that cannot be shown, and why. */
+  left_out: { name: string; message: string }[];
+}
+
 export interface Attempt {
   attempt: number;
   first_seq: number;
