@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until
+from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until, write_run
 from starlette.testclient import TestClient
 
 from limner.runs.launch import Launch
@@ -250,6 +250,16 @@ def test_schemas_and_presets(client: TestClient) -> None:
         size = f"{shape.num_layers} layers, {shape.width:,} wide, {shape.context_length:,} tokens of context"
         assert told["pretrain", name].startswith(size)
     assert "tiny" in [corpus["name"] for corpus in client.get("/api/corpora").json()["corpora"]]
+
+
+def test_a_name_that_is_taken_is_told_before_the_start(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "taken", [1.0])
+    told = {
+        name: client.post("/api/runs/check", json={"verb": "pretrain", "name": name, "config": {}}).json()
+        for name in ("taken", "free", None)
+    }
+    assert [told[name]["valid"] for name in told] == [False, True, True]
+    assert told["taken"]["problems"] == [{"field": "name", "message": "There is a run named 'taken' already."}]
 
 
 def test_data_sets_are_listed_once_however_many_ask(client: TestClient) -> None:
