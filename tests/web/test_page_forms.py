@@ -198,3 +198,18 @@ def test_a_refused_picture_says_why_beside_it(page: Any, tried: Server) -> None:
     page.set_input_files("input[type=file]", files=[file])
     expect(page.locator(".beams li")).to_have_count(3)
     expect(page.locator(".output-side [role=alert]")).to_have_count(0)
+
+
+def test_what_a_run_answered_stays_when_it_ends(page: Any, server: Server) -> None:
+    server.train("answering", "--fake-steps", 300, "--fake-interval", 0.02)
+    page.goto(f"{server.url}/playground?model=live:answering")
+    page.get_by_label("Prompt").fill("Once upon")
+    page.get_by_role("button", name="Try").click()
+    answer = page.get_by_role("list", name="Answers").locator("li")
+    expect(answer).to_contain_text("Once upon")
+    its_model = page.get_by_role("button", name="Ask its model")
+    expect(its_model).to_be_visible()
+    expect(answer).to_contain_text("Once upon")
+    its_model.click()
+    expect(page.get_by_role("button", name="Generate")).to_be_visible()
+    expect(page.get_by_label("Prompt")).to_have_value("Once upon")
