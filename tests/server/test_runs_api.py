@@ -170,3 +170,13 @@ def test_a_folder_that_cannot_be_shown_is_told(client: TestClient, runs_dir: Pat
     assert list(told) == ["broken", "my best run (v2)"]
     assert "does not describe a run" in told["broken"]
     assert "use letters, digits" in told["my best run (v2)"] and "Rename" in told["my best run (v2)"]
+
+
+def test_a_letter_cut_in_two_is_followed_whole(client: TestClient, runs_dir: Path) -> None:
+    log = write_run(runs_dir, "r", [1.0]) / "log.txt"
+    whole = "gr\u00fcn\r50 %"
+    log.write_bytes(whole.encode()[:3])
+    first = client.get("/api/runs/r/log?offset=0").json()
+    log.write_bytes(whole.encode())
+    second = client.get(f"/api/runs/r/log?offset={first['offset']}").json()
+    assert (first["text"], second["text"], second["offset"]) == ("gr", "\u00fcn\r50 %", second["size"])

@@ -70,6 +70,17 @@ def test_the_log_s_last_lines_are_the_last(page: Any, troubled: Server) -> None:
     )
 
 
+def test_the_log_is_followed_as_it_stands(page: Any, troubled: Server) -> None:
+    log = troubled.runs / "longer" / "log.txt"
+    log.write_bytes(b"begin\n 10 %\r 20 %\npart one")
+    page.goto(f"{troubled.url}/runs/longer/log")
+    shown = "text => document.querySelector('pre.output')?.textContent === text"
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one")
+    with open(log, "ab") as more:
+        more.write(b" part two\n1 of 2\r2 of 2")
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one part two\n2 of 2")
+
+
 def test_a_failed_run_is_over(page: Any, troubled: Server) -> None:
     page.goto(f"{troubled.url}/runs/refused")
     expect(page.get_by_text("It ended before its first step.")).to_be_visible(timeout=5_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 import os
@@ -282,7 +283,8 @@ async def log(
                 return LogPart(text="", offset=size, size=size)
             file.seek(offset)
             part = file.read(MOST_LOG_BYTES)
-        return LogPart(text=part.decode("utf-8", "replace"), offset=offset + len(part), size=size)
+        text, taken = codecs.utf_8_decode(part, "replace", False)  # a letter that is half there comes with its rest
+        return LogPart(text=text, offset=offset + taken, size=size)
 
     return await asyncio.to_thread(read)
 
