@@ -26,13 +26,9 @@ test("a training loss that is no likelihood has a chart of its own, without a un
   ]);
 });
 
-test("what the training loss is: as the run says, else by its settings", () => {
-  const kind = (config: object, start: object | null = {}) => lossKind({ config, start } as never);
-  expect([kind({}), kind({}, null), kind({ objective: "likelihood" }), kind({ help_weight: 0 })]).toEqual(
-    Array(4).fill("likelihood"),
-  );
-  expect([kind({ objective: "cider" }), kind({ help_weight: 1 }), kind({}, { loss_is: "reward" })]).toEqual(
-    Array(3).fill("objective"),
-  );
-  expect(kind({ help_weight: 1 }, { loss_is: "likelihood" })).toBe("likelihood");
+test("what the training loss is, by the run's settings and by what it logs", () => {
+  const kind = (config: object, metrics = NAMES) => lossKind({ config, metrics } as never);
+  expect([kind({}), kind({ objective: "likelihood" }), kind({ help_weight: 0 })]).toEqual(Array(3).fill("likelihood"));
+  expect([kind({ objective: "cider" }), kind({ help_weight: 1 })]).toEqual(["objective", "objective"]);
+  expect(kind({ help_weight: 1 }, [...NAMES, "help_loss"])).toBe("likelihood");
 });

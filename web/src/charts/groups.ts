@@ -7,7 +7,6 @@ export interface ChartLine extends LineKey {
   label: string;
   color: string;
   dots?: boolean;
-  dash?: number[];
   /** Drawn only of runs whose training loss is of this kind. */
   of?: LossKind;
 }
@@ -15,10 +14,9 @@ export interface ChartLine extends LineKey {
 /** A likelihood has a unit and a perplexity, and compares with the validation loss; another objective does not. */
 export type LossKind = "likelihood" | "objective";
 
-/** What a run's training loss is: as its `start` event says (`loss_is`), else as its settings let know. */
-export function lossKind({ start, config }: Pick<RunDetail, "start" | "config">): LossKind {
-  if (typeof start?.loss_is === "string") return start.loss_is === "likelihood" ? "likelihood" : "objective";
-  const helped = typeof config.help_weight === "number" && config.help_weight > 0; // by heads whose loss is added
+/** What a run's training loss is. Help that only training sees is logged as a `help_loss`; older runs added it in. */
+export function lossKind({ config, metrics }: Pick<RunDetail, "config" | "metrics">): LossKind {
+  const helped = Number(config.help_weight ?? 0) > 0 && !metrics.includes("help_loss");
   return helped || (config.objective ?? "likelihood") !== "likelihood" ? "objective" : "likelihood";
 }
 
@@ -37,10 +35,11 @@ export interface ChartSpec {
   zero?: boolean;
 }
 
-const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+/** Names of CSS variables, of as many lines as can be told apart. */
+export const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 
 /** Counters and the like: shown elsewhere, or of no interest as a curve. */
-const NO_CHART = /^(epoch|tokens|captions|eta_seconds|step|attempt|seconds|validation\/seconds|evaluated_step)$/;
+const NO_CHART = /^(epoch|tokens|captions|eta_seconds|validation\/seconds)$/;
 
 /**
  * The charts for these metrics (names as /series knows them: validation metrics begin with "validation/") of runs
@@ -64,9 +63,9 @@ export function chartsFor(names: Iterable<string>, kinds: Iterable<LossKind> = [
     spec("perplexity", "Perplexity", "", likelihoods, { smoothed: true, log: true, transform: "exp" }),
     spec("bits", "Bits per byte", "", take(/^(validation\/)?bits_per_byte$/), { smoothed: true }),
     learningRate(take(/^learning_rates?(\.|$)/)),
-    spec("gradient", "Gradient norm", "", take(/^(gradient|grad)_norm/), { smoothed: true }),
+    spec("gradient", "Gradient norm", "", take(/^gradient_norm/), { smoothed: true }),
     spec("rate", "Throughput", "per second", take(/_per_second$/), { smoothed: true, zero: true }),
-    spec("time", "Time of a step", "seconds", take(/^(seconds|time)\./), { smoothed: false, stacked: true }),
+    spec("time", "Time of a step", "seconds", take(/^seconds\./), { smoothed: false, stacked: true }),
     spec("memory", "Memory", "MB", take(/memory|gpu_.*mb$/), { smoothed: false, zero: true }),
     spec("mfu", "Share of the machine's peak", "", take(/^mfu$/), { smoothed: true, zero: true }),
   ];

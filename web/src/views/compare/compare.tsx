@@ -9,7 +9,7 @@ import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
 import { fetchRows, fetchSeries } from "../../charts/fetch";
-import { chartsFor, lossKind, type ChartLine, type ChartSpec } from "../../charts/groups";
+import { COLORS, chartsFor, lossKind, type ChartLine, type ChartSpec } from "../../charts/groups";
 import type { PlotContent, PlotLine, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
 import { interpolate, pointsOf, type Mark, type Polyline, type Track } from "../../charts/track";
@@ -19,7 +19,6 @@ import { useDoubt } from "../../ui/doubt";
 import { ChangedSettings, Results } from "./tables";
 import "./compare.css";
 
-const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 const REFRESH_MS = 5_000;
 const POINTS = 500;
 

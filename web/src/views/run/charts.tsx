@@ -33,7 +33,7 @@ export function Charts() {
   const logged = (url.get("logy") ?? "").split(",").filter(Boolean);
   const [window, setWindow] = useWindow(url, setUrl);
   const names = useNames(store, detail.metrics);
-  const kind = lossKind(detail);
+  const kind = lossKind({ ...detail, metrics: names });
   const specs = useMemo(() => chartsFor(names, [kind]), [names, kind]);
   const series = useSeries(id, store, specs, x, window);
   const book = useMemo(
