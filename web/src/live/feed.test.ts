@@ -64,7 +64,7 @@ afterEach(() => {
 });
 
 test("every event once: duplicates are dropped, a hole is asked for again", () => {
-  feed(10);
+  const { held } = feed(10);
   const socket = newest();
   socket.onopen();
   expect(socket.sent).toEqual([{ type: "subscribe", after_seq: 10 }]);
@@ -74,6 +74,9 @@ test("every event once: duplicates are dropped, a hole is asked for again", () =
   expect(socket.sent.at(-1)).toEqual({ type: "subscribe", after_seq: 14 });
   socket.events(15, 18);
   expect(seen).toEqual([11, 12, 13, 14, 15, 16, 17, 18]);
+  socket.say({ type: "snapshot", after_seq: 18, to: 90, run: {} });
+  socket.events(91, 92);
+  expect(held).toEqual({ ranges: [[11, 18], [91, 92]], count: 10, duplicates: 2 });
 });
 
 test("after a cut it goes on from the last event held, and waits longer each time nobody answers", () => {

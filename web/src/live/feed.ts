@@ -1,6 +1,5 @@
 // One run's socket: it delivers every event after `afterSeq` once, in order, through any number of cuts.
 import type { RunEvent, RunSummary } from "../api/types";
-import { Ranges } from "./ranges";
 
 export type Connection = "connecting" | "live" | "reconnecting" | "gone" | "unauthorized";
 
@@ -32,7 +31,8 @@ const GONE_RETRY_MS = 3_000;
 export class Feed {
   /** Every seq up to this one has been delivered or skipped. */
   lastSeq: number;
-  readonly held = new Ranges();
+  /** What was delivered: closed ranges of seq, how many those are, and how many came twice. */
+  readonly held = { ranges: [] as [number, number][], count: 0, duplicates: 0 };
   cuts = 0;
   private socket: WebSocket | null = null;
   private retryMs = FIRST_RETRY_MS;
@@ -131,7 +131,10 @@ export class Feed {
         break;
       }
       if (event.seq === 1) this.begun = event.time;
-      this.held.add(event.seq);
+      const last = this.held.ranges.at(-1);
+      if (last?.[1] === this.lastSeq) last[1] = event.seq;
+      else this.held.ranges.push([event.seq, event.seq]);
+      this.held.count += 1;
       this.lastSeq = event.seq;
       fresh.push(event);
     }
