@@ -7,7 +7,7 @@ import { corporaQuery, datasetsQuery, presetsQuery, runQuery, schemasQuery } fro
 import type { CatalogueEntry, Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
 import { Icon } from "../../ui/icons";
 import { Failure, Waiting } from "../../ui/pieces";
-import { say, sayError } from "../../ui/toast";
+import { copyCommand, say, sayError } from "../../ui/toast";
 import { getText, putText, useUrl } from "../../ui/url";
 import { FieldInput } from "./field-input";
 import { SECTIONS, fieldsOf, same, type Field, type Section as SectionName } from "./fields";
@@ -188,11 +188,7 @@ function Form({ verb, verbs, schema, given, onVerb }: FormProps) {
               size="sm"
               leftSection={<Icon name="copy" size={14} />}
               disabled={!check.data?.command}
-              onClick={() =>
-                void navigator.clipboard
-                  .writeText(check.data?.command ?? "")
-                  .then(() => say("Command copied."), sayError)
-              }
+              onClick={() => copyCommand(check.data?.command)}
             >
               Copy as command
             </Button>
@@ -315,19 +311,11 @@ function Presets({
           onClick={() => onChoose(preset.config)}
         >
           <b>{preset.label ?? preset.name}</b>
-          <span>{describe(preset.gives) || (told && preset.description)}</span>
+          <span>{told && preset.description}</span>
         </button>
       ))}
     </div>
   );
-}
-
-function describe(gives: Record<string, unknown> | undefined): string {
-  return Object.entries(gives ?? {})
-    .map(([key, value]) =>
-      typeof value === "string" ? value.split("/").pop() : `${key.replaceAll("_", " ")} ${String(value)}`,
-    )
-    .join(" + ");
 }
 
 /** The settings of another run that are not the defaults. */
