@@ -32,6 +32,7 @@ export function decoded(part: string): string {
 
 /** Characters of a text that go into an address; servers refuse much longer ones. */
 const LONGEST = 2_000;
+let puts = 0;
 
 /** What `putText` put there. */
 export function getText(url: URLSearchParams, name: string): string | null {
@@ -46,5 +47,5 @@ export function putText(name: string, text: string | null): Record<string, strin
   } catch {
     // there is no room: it is on the page, but will not outlive a reload
   }
-  return { [name]: null, [`${name}.kept`]: "1" };
+  return { [name]: null, [`${name}.kept`]: `${Date.now()}.${++puts}` }; // another address for another text
 }
