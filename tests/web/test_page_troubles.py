@@ -218,6 +218,26 @@ def test_a_difference_from_a_diverged_run_is_no_number(page: Any, troubled: Serv
     )
 
 
+def test_a_run_that_learns_by_reward_has_no_training_loss_in_nats(page: Any, troubled: Server) -> None:
+    for name, settings in (("likely", {}), ("rewarded", {"objective": "cider"})):
+        writer = EventWriter(create_run(troubled.runs, name, "train", settings).events_path)
+        writer.write("start", 0, kind="caption", unit="captions", total_steps=4)
+        for step in range(1, 5):
+            writer.write("metrics", step, loss=0.5 - step)
+            writer.write("validation", step, eval_loss=2.0 + step / 8)
+        writer.write("complete", 4, reason="completed", metrics={}, interrupted=False)
+    page.goto(f"{troubled.url}/runs/rewarded?smooth=0")
+    expect(page.locator("[data-chart=objective] .legend b")).to_have_text("−3.5")
+    expect(page.locator("[data-chart=loss] .legend span:not(.status)")).to_have_text([re.compile("^validation")])
+    expect(page.locator("[data-chart=perplexity] .legend span:not(.status)")).to_have_count(1)
+    page.goto(f"{troubled.url}/compare?runs=likely,rewarded&smooth=0")
+    expect(page.locator("[data-chart=loss] .legend span:not(.status)")).to_have_text(
+        [re.compile("^likely · training"), re.compile("^likely · validation"), re.compile("^rewarded · validation")]
+    )
+    expect(page.locator("[data-chart=objective] .legend span:not(.status)")).to_have_text([re.compile("^rewarded")])
+    expect(page.locator("[data-chart=loss-delta] .legend b")).to_have_text("0")
+
+
 def test_one_smoothing_for_all_views(page: Any, troubled: Server) -> None:
     page.goto(f"{troubled.url}/runs/well")
     expect(page.locator("[data-chart=loss] header")).to_contain_text("smoothed", timeout=5_000)

@@ -367,13 +367,13 @@ function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   );
 }
 
-/** The smoothed training loss of each run, less the first run's at the same x. */
+/** Each run's smoothed loss in training (else in validation, where that is what all have), less the first run's. */
 function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
-  const training = spec.lines.find((line) => line.table === "metrics") ?? spec.lines[0];
+  const common = spec.lines.find((line) => runs.every((run) => tracksOf(run, line).length)) ?? spec.lines[0];
   const baseline = runs[0];
-  if (!training || !baseline) return [];
+  if (!common || !baseline) return [];
   const smooth = (run: Compared): { line: Polyline; marks: Mark[] }[] =>
-    tracksOf(run, training).map((track) => ({
+    tracksOf(run, common).map((track) => ({
       line: shift(track.smooth, run.origin),
       marks: track.marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
     }));
