@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import socket
 import threading
 import time
@@ -253,6 +254,22 @@ def test_nonsense_is_answered_and_deletion_is_told(serve: Callable[..., ServerPr
         while True:
             wire.recv(PATIENCE)
     assert wire.close_code == 4404
+
+
+def test_a_run_begun_again_under_its_name_is_told(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:
+    server = serve()
+    folder = write_run(runs_dir, "r", [3.0, 2.0])
+    with watch(server.address, "r") as wire:
+        begun = receive(wire, "hello")["begun"]
+        assert begun == receive(wire, "events")["events"][0]["time"]
+        shutil.rmtree(folder)
+        write_run(runs_dir, "r", [9.0, 8.0, 7.0, 6.0, 5.0])  # longer: the old number means something in it, too
+        try:
+            assert receive(wire, "resync")["last_seq"] == 7
+        except WebSocketException:  # the server has looked in between
+            assert wire.close_code == 4404
+    with watch(server.address, "r", 4) as wire:
+        assert receive(wire, "hello")["begun"] > begun
 
 
 def test_older_wire_needs_no_words(serve: Callable[..., ServerProcess], runs_dir: Path) -> None:

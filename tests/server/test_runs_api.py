@@ -38,6 +38,18 @@ def test_list_and_detail(client: TestClient, runs_dir: Path) -> None:
     assert client.get("/api/runs/newer/config").json()["config"] == {"lr": 3e-4}
 
 
+def test_a_folder_that_cannot_be_shown_is_told(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "well", [1.0])
+    write_run(runs_dir, "other", [1.0]).rename(runs_dir / "my best run (v2)")
+    (write_run(runs_dir, "broken", [1.0]) / "config.json").write_text("{}")
+    answer = client.get("/api/runs").json()
+    assert [run["id"] for run in answer["runs"]] == ["well"]
+    told = {folder["name"]: folder["message"] for folder in answer["left_out"]}
+    assert list(told) == ["broken", "my best run (v2)"]
+    assert "does not describe a run" in told["broken"]
+    assert "use letters, digits" in told["my best run (v2)"] and "Rename" in told["my best run (v2)"]
+
+
 def test_nonfinite_numbers_are_shown_as_what_they_are(client: TestClient, runs_dir: Path) -> None:
     write_run(runs_dir, "odd", [math.nan, math.inf, -math.inf, 0.0, 1.5])
     series = client.get("/api/runs/odd/series?metrics=loss").json()
@@ -112,6 +124,16 @@ def test_log_tail_and_following(client: TestClient, runs_dir: Path) -> None:
         file.write("more\n")
     followed = client.get(f"/api/runs/r/log?offset={tail['offset']}").json()
     assert (followed["text"], followed["offset"]) == ("more\n", tail["offset"] + 5)
+
+
+def test_a_letter_cut_in_two_is_followed_whole(client: TestClient, runs_dir: Path) -> None:
+    log = write_run(runs_dir, "r", [1.0]) / "log.txt"
+    whole = "gr\u00fcn\r50 %"
+    log.write_bytes(whole.encode()[:3])
+    first = client.get("/api/runs/r/log?offset=0").json()
+    log.write_bytes(whole.encode())
+    second = client.get(f"/api/runs/r/log?offset={first['offset']}").json()
+    assert (first["text"], second["text"], second["offset"]) == ("gr", "\u00fcn\r50 %", second["size"])
 
 
 def test_a_damaged_log_is_shown_as_far_as_it_goes(client: TestClient, runs_dir: Path) -> None:

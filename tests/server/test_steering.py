@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until
+from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until, write_run
 from starlette.testclient import TestClient
 
 from limner.runs.launch import Launch
@@ -282,3 +284,22 @@ def test_schemas_and_presets(client: TestClient) -> None:
         size = f"{shape.num_layers} layers, {shape.width:,} wide, {shape.context_length:,} tokens of context"
         assert told["pretrain", name].startswith(size)
     assert "tiny" in [corpus["name"] for corpus in client.get("/api/corpora").json()["corpora"]]
+
+
+def test_a_name_that_is_taken_is_told_before_the_start(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "taken", [1.0])
+    told = {
+        name: client.post("/api/runs/check", json={"verb": "pretrain", "name": name, "config": {}}).json()
+        for name in ("taken", "free", None)
+    }
+    assert [told[name]["valid"] for name in told] == [False, True, True]
+    assert told["taken"]["problems"] == [{"field": "name", "message": "There is a run named 'taken' already."}]
+
+
+def test_data_sets_are_listed_once_however_many_ask(client: TestClient) -> None:
+    words = ["import json, time", "time.sleep(0.5)", "print(json.dumps({'name': 'scenes', 'about': 'Drawn.'}))"]
+    client.app.state.launcher.command = [sys.executable, "-c", "; ".join(words)]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor() as asking:
+        answers = list(asking.map(lambda _: client.get("/api/datasets").json()["datasets"], range(3)))
+    answers.append(client.get("/api/datasets").json()["datasets"])
+    assert [[source["name"] for source in sources] for sources in answers] == [["scenes"]] * 4

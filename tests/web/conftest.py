@@ -19,8 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """The browser; skips, saying why, where there is none or the page is not built (an error in CI)."""
+def chromium_path() -> str:
+    """Where the browser is; skips, saying why, where there is none or the page is not built (an error in CI)."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     lacking = None
     if path is None:
@@ -29,16 +29,22 @@ def chromium() -> Iterator[Any]:
         lacking = "the page is not built (make page)"
     if lacking:
         pytest.fail(lacking) if os.environ.get("CI") else pytest.skip(lacking)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_path: str) -> Iterator[Any]:
+    """The browser. One a module: while it lives, playwright's event loop runs in the thread of all tests."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
     api.expect.set_options(timeout=PATIENCE_MS)
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, chromium_path: str) -> Iterator[Server]:
     """One server for all tests of the page; each test uses runs of its own."""
     runs = tmp_path_factory.mktemp("web") / "runs"
     runs.mkdir()

@@ -142,3 +142,28 @@ def test_a_killed_server_comes_back(chromium: Any, tmp_path: Path) -> None:
         for process in [server.process, *server.trainers]:
             process.kill()
             process.wait()
+
+
+def test_what_was_opened_without_a_server_is_there_when_it_is_back(chromium: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    server = serve(runs)
+    server.train("ended", "--fake-steps", 40, "--fake-interval", 0.002, wait=True)
+    try:
+        with tab(chromium, server) as page, tab(chromium, server) as other:
+            for each in (page, other):
+                each.goto(f"{server.url}/runs/ended/settings")
+                each.wait_for_function("() => window.limner?.held().connection === 'live'")
+            server.process.kill()
+            server.process.wait()
+            for each, view in ((page, "Samples"), (other, "Log")):
+                each.get_by_role("link", name=view, exact=True).click()
+            expect(page.get_by_role("alert")).to_contain_text("The samples cannot be read.")
+            expect(other.get_by_role("alert")).to_contain_text("The journal cannot be read.")
+            server.process = serve(runs, server.port).process
+            expect(page.locator("th.chosen")).to_have_text("40")
+            expect(other.locator(".journal li.complete")).to_be_visible()
+            expect(other.get_by_role("alert")).to_have_count(0)
+    finally:
+        server.process.kill()
+        server.process.wait()

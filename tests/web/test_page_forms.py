@@ -89,6 +89,47 @@ def test_a_section_stays_open_when_its_mistake_is_mended(page: Any, server: Serv
     expect(box).to_be_visible()
 
 
+def test_what_was_typed_outlives_another_verb_and_a_reload(page: Any, tried: Server) -> None:
+    page.goto(f"{tried.url}/new?verb=pretrain")
+    name = page.get_by_label("Name", exact=True)
+    name.fill("older")
+    expect(page.get_by_text("There is a run named 'older' already.")).to_be_visible()
+    expect(page.get_by_role("button", name="Start")).to_be_disabled()
+    name.fill("not-older")
+    field(page, "steps").locator("input").fill("300")
+    expect(page.locator("pre.command")).to_contain_text("--steps 300")
+    for verb in ("Train a captioner", "Pretrain a GPT"):
+        page.get_by_role("radiogroup", name="What to train").get_by_text(verb).click()
+        expect(page.locator("pre.command")).to_contain_text("train " if "captioner" in verb else "--steps 300")
+    page.reload()
+    expect(field(page, "steps").locator("input")).to_have_value("300")
+    expect(name).to_have_value("not-older")
+    long = "texts/" * 14_000
+    page.get_by_label("Corpus", exact=True).fill(long)
+    expect(page).to_have_url(re.compile("c.kept="))
+    field(page, "steps").locator("input").fill("301")
+    expect(page.locator("pre.command")).to_contain_text("--steps 301")
+    page.reload()
+    expect(page.locator("pre.command")).to_contain_text("--corpus")
+    assert page.get_by_label("Corpus", exact=True).input_value() == long
+
+
+def test_a_run_like_one_that_is_gone_says_so(page: Any, server: Server) -> None:
+    page.goto(f"{server.url}/new?from=gone")
+    expect(page.get_by_role("alert")).to_contain_text("The settings of gone cannot be read")
+
+
+def test_a_long_prompt_outlives_a_reload(page: Any, tried: Server) -> None:
+    prompt = "Once upon a time " * 5_000
+    page.goto(f"{tried.url}/playground?model=run:older")
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Generate").click()
+    expect(page).to_have_url(re.compile("prompt.kept="))
+    page.reload()
+    expect(page.get_by_label("Prompt")).to_be_visible()
+    assert page.get_by_label("Prompt").input_value() == prompt
+
+
 def test_the_playground_keeps_the_model_that_it_began_with(page: Any, tried: Server) -> None:
     page.goto(f"{tried.url}/playground")
     expect(page).to_have_url(re.compile("model="))
@@ -159,3 +200,18 @@ def test_a_refused_picture_says_why_beside_it(page: Any, tried: Server) -> None:
     page.set_input_files("input[type=file]", files=[file])
     expect(page.locator(".beams li")).to_have_count(3)
     expect(page.locator(".output-side [role=alert]")).to_have_count(0)
+
+
+def test_what_a_run_answered_stays_when_it_ends(page: Any, server: Server) -> None:
+    server.train("answering", "--fake-steps", 300, "--fake-interval", 0.02)
+    page.goto(f"{server.url}/playground?model=live:answering")
+    page.get_by_label("Prompt").fill("Once upon")
+    page.get_by_role("button", name="Try").click()
+    answer = page.get_by_role("list", name="Answers").locator("li")
+    expect(answer).to_contain_text("Once upon")
+    its_model = page.get_by_role("button", name="Ask its model")
+    expect(its_model).to_be_visible()
+    expect(answer).to_contain_text("Once upon")
+    its_model.click()
+    expect(page.get_by_role("button", name="Generate")).to_be_visible()
+    expect(page.get_by_label("Prompt")).to_have_value("Once upon")

@@ -75,14 +75,16 @@ def test_eight_live_charts(chromium: Any, live: Server) -> None:
         page.goto(f"{live.url}/runs/fast")
         page.wait_for_function(f"() => document.querySelectorAll('[data-chart] canvas').length >= {CHARTS}")
         page.wait_for_timeout(1_500)  # "after load"
-        told, windows = [], 0
+        told: list[str] = []
+        verdicts: list[bool] = []
         for _ in range(6):  # a window in which other programs starve the browser tells of them, not of the page
             good, fair, words = measure(chromium, page)
             told.append(words)
-            windows += fair
-            if (fair and good) or windows == 3:
+            if fair:
+                verdicts.append(good)
+            if any(verdicts) or len(verdicts) == 3:
                 break
     print(*told, sep="; ")
-    if not windows:
+    if not verdicts:
         pytest.skip(f"other programs starved the browser: {told}")
-    assert good, told
+    assert any(verdicts), told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_the_log_s_last_lines_are_the_last(page: Any, troubled: Server) -> None:
         " return scrollTop > 0 && scrollTop + clientHeight >= scrollHeight - 2; }",
         timeout=5_000,
     )
+
+
+def test_the_log_is_followed_as_it_stands(page: Any, troubled: Server) -> None:
+    log = troubled.runs / "longer" / "log.txt"
+    log.write_bytes(b"begin\n 10 %\r 20 %\npart one")
+    page.goto(f"{troubled.url}/runs/longer/log")
+    shown = "text => document.querySelector('pre.output')?.textContent === text"
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one")
+    with open(log, "ab") as more:
+        more.write(b" part two\n1 of 2\r2 of 2")
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one part two\n2 of 2")
 
 
 def test_a_failed_run_is_over(page: Any, troubled: Server) -> None:
@@ -206,6 +218,26 @@ def test_a_difference_from_a_diverged_run_is_no_number(page: Any, troubled: Serv
     )
 
 
+def test_a_run_that_learns_by_reward_has_no_training_loss_in_nats(page: Any, troubled: Server) -> None:
+    for name, settings in (("likely", {}), ("rewarded", {"objective": "cider"})):
+        writer = EventWriter(create_run(troubled.runs, name, "train", settings).events_path)
+        writer.write("start", 0, kind="caption", unit="captions", total_steps=4)
+        for step in range(1, 5):
+            writer.write("metrics", step, loss=0.5 - step)
+            writer.write("validation", step, eval_loss=2.0 + step / 8)
+        writer.write("complete", 4, reason="completed", metrics={}, interrupted=False)
+    page.goto(f"{troubled.url}/runs/rewarded?smooth=0")
+    expect(page.locator("[data-chart=objective] .legend b")).to_have_text("−3.5")
+    expect(page.locator("[data-chart=loss] .legend span:not(.status)")).to_have_text([re.compile("^validation")])
+    expect(page.locator("[data-chart=perplexity] .legend span:not(.status)")).to_have_count(1)
+    page.goto(f"{troubled.url}/compare?runs=likely,rewarded&smooth=0")
+    expect(page.locator("[data-chart=loss] .legend span:not(.status)")).to_have_text(
+        [re.compile("^likely · training"), re.compile("^likely · validation"), re.compile("^rewarded · validation")]
+    )
+    expect(page.locator("[data-chart=objective] .legend span:not(.status)")).to_have_text([re.compile("^rewarded")])
+    expect(page.locator("[data-chart=loss-delta] .legend b")).to_have_text("0")
+
+
 def test_one_smoothing_for_all_views(page: Any, troubled: Server) -> None:
     page.goto(f"{troubled.url}/runs/well")
     expect(page.locator("[data-chart=loss] header")).to_contain_text("smoothed", timeout=5_000)
@@ -228,6 +260,38 @@ def test_a_run_that_is_not_there_yet_may_come(page: Any, troubled: Server) -> No
     expect(page.get_by_role("heading", name="There is no run late")).to_be_visible()
     troubled.train("late", "--fake-steps", 10, "--fake-interval", 0.002, wait=True)
     expect(page.locator("[data-chart=loss]")).to_be_visible(timeout=10_000)
+
+
+def test_a_run_with_a_plus_in_its_name_opens(page: Any, troubled: Server) -> None:
+    troubled.train("lr+2", "--fake-steps", 30, "--fake-interval", 0.002, wait=True)
+    page.goto(f"{troubled.url}/?q=lr%2B2&choose=well,lr%2B2")
+    page.get_by_role("link", name="lr+2").click()
+    expect(page.get_by_role("heading", name="lr+2")).to_be_visible(timeout=10_000)
+    page.get_by_role("link", name="Samples", exact=True).click()
+    expect(page.locator("th.chosen")).to_have_text("20")
+    page.goto(f"{troubled.url}/?choose=well,lr%2B2")
+    page.get_by_role("button", name="Compare 2").click()
+    page.locator(".compared").get_by_role("link", name="lr+2").click()
+    expect(page.get_by_role("heading", name="lr+2")).to_be_visible(timeout=10_000)
+
+
+@pytest.mark.parametrize("away", [0.0, 5.0], ids=["at once", "after a while"])
+def test_a_run_begun_again_under_its_name_is_a_new_run(page: Any, troubled: Server, away: float) -> None:
+    name = f"redone-{away:g}"
+    troubled.train(name, "--fake-steps", 30, "--fake-interval", 0.002, wait=True)
+    page.goto(f"{troubled.url}/runs/{name}")
+    expect(page.locator(".run-header")).to_contain_text("30 of 30")
+    expect(page.locator("[data-chart=loss] .legend b").first).to_have_text(re.compile(r"\d"))
+    shutil.rmtree(troubled.runs / name)
+    if away:
+        expect(page.get_by_text("this run is gone")).to_be_visible()
+        page.wait_for_timeout(away * 1000)
+    troubled.train(name, "--fake-steps", 50, "--fake-interval", 0.002, wait=True)
+    expect(page.locator(".run-header")).to_contain_text("50 of 50", timeout=20_000)
+    expect(page.get_by_text("this run is gone")).to_have_count(0)
+    page.get_by_role("button", name="Loss as a table").click()
+    rows = page.locator("[data-chart=loss] tbody tr")
+    expect(rows).to_have_count(50)  # one run's, each step once
 
 
 def test_a_checkpoint_that_was_asked_for_is_told(page: Any, troubled: Server) -> None:
@@ -284,3 +348,79 @@ def test_a_chart_is_saved_as_points_and_as_a_picture(page: Any, troubled: Server
     picture = saved("Picture (PNG)")
     assert picture.suggested_filename == "diverged-loss.png"
     assert picture.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_data_set_listed_twice_breaks_no_form(page: Any, troubled: Server) -> None:
+    entry = {"name": "scenes", "description": "", "bytes": None, "available": True}
+    page.route("**/api/datasets", lambda route: route.fulfill(json={"datasets": [entry, entry]}))
+    page.goto(f"{troubled.url}/new?verb=train")
+    page.get_by_role("combobox", name="Dataset", exact=True).click()
+    expect(page.get_by_role("option", name="scenes")).to_have_count(1)
+
+
+def test_a_view_that_breaks_says_so(chromium: Any, troubled: Server) -> None:
+    broken = tab(chromium, troubled)
+    with broken as page:
+        page.route("**/api/schemas", lambda route: route.fulfill(json={"pretrain": {"properties": {"lr": None}}}))
+        page.goto(f"{troubled.url}/new?verb=pretrain")
+        expect(page.get_by_role("alert")).to_contain_text("This view broke.")
+        page.unroute("**/api/schemas")
+        page.get_by_role("button", name="Reload").click()
+        expect(page.get_by_role("heading", name="New run")).to_be_visible()
+        broken.problems.clear()  # the browser has told of it as well
+
+
+@pytest.fixture(scope="module")
+def long(troubled: Server) -> Server:
+    """A run of so many steps that a chart of it has buckets, with a spike that begins none."""
+    writer = EventWriter(create_run(troubled.runs, "long", "pretrain", {}).events_path)
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=5_000)
+    for step in range(1, 5_001):
+        writer.write("metrics", step, loss=99.5 if step == 1_234 else step / 1000)
+    writer.write("complete", 5_000, reason="completed", metrics={}, interrupted=False)
+    return troubled
+
+
+def saved_rows(page: Any) -> list[list[str]]:
+    page.get_by_role("button", name="Loss as a file").click()
+    with page.expect_download() as download:
+        page.get_by_role("menuitem", name="Points (CSV)").click()
+    return [row.split(",") for row in download.value.path().read_text().splitlines()]
+
+
+def test_the_points_of_a_long_run_are_what_was_measured(page: Any, long: Server) -> None:
+    expected = {str(step): 99.5 if step == 1_234 else step / 1000 for step in range(1, 5_001)}
+    for view in ("runs/long", "compare?runs=long"):
+        page.goto(f"{long.url}/{view}")
+        expect(page.locator("[data-chart=loss] .status")).to_contain_text("of 5,000 points, extremes kept")
+        rows = saved_rows(page)
+        assert {step: float(loss) for step, loss, _ in rows[1:]} == expected
+        page.get_by_role("button", name="Loss as a table").click()
+        cells = page.locator("[data-chart=loss] tbody").inner_text().splitlines()
+        told = [line.split("\t") for line in cells]
+        assert len(told) > 100
+        for step, loss in told:
+            assert float(loss) == expected[step.replace(",", "")]
+
+
+def test_a_zoomed_comparison_asks_for_more_points(page: Any, long: Server) -> None:
+    page.goto(f"{long.url}/compare?runs=long,well")
+    status = page.locator("[data-chart=loss] .status")
+    expect(status).to_contain_text("of 5,000 points")
+    page.locator("[data-chart=loss] [role=slider]").focus()
+    for _ in range(4):
+        page.keyboard.press("+")
+    expect(status).to_have_text("")  # every point of a sixteenth of it
+    page.keyboard.press("0")
+    expect(status).to_contain_text("of 5,000 points")
+
+
+def test_a_comparison_follows_a_run_that_had_not_begun(page: Any, troubled: Server) -> None:
+    writer = EventWriter(create_run(troubled.runs, "waiting", "pretrain", {}).events_path)
+    page.goto(f"{troubled.url}/compare?runs=well,waiting")
+    pill = page.locator(".compared li", has_text="waiting").locator(".pill")
+    expect(pill).to_have_text("queued")
+    writer.write("start", 0, kind="pretrain", unit="tokens", total_steps=1)
+    writer.write("metrics", 1, loss=1.0)
+    writer.write("complete", 1, reason="completed", metrics={}, interrupted=False)
+    expect(pill).to_have_text("completed", timeout=15_000)

@@ -1,15 +1,16 @@
 import { ActionIcon, Kbd, Modal, Tooltip, useComputedColorScheme, useMantineColorScheme } from "@mantine/core";
-import { useQuery } from "@tanstack/react-query";
+import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { Suspense, lazy, useEffect, useRef, useState } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 import { setOnUnauthorized } from "./api/client";
-import { healthQuery } from "./api/queries";
+import { askAgain, healthQuery } from "./api/queries";
 import { formatBytes } from "./format";
 import { Icon } from "./ui/icons";
 import { useKeys } from "./ui/keys";
-import { Waiting } from "./ui/pieces";
+import { Boundary, Waiting } from "./ui/pieces";
 import { SignIn } from "./ui/sign-in";
 import { Toasts } from "./ui/toast";
+import { decoded } from "./ui/url";
 
 const Runs = lazy(() => import("./views/runs/runs"));
 const NewRun = lazy(() => import("./views/new-run/new-run"));
@@ -55,34 +56,36 @@ export function App() {
         {signedOut ? (
           <SignIn onDone={() => setSignedOut(false)} />
         ) : (
-          <Suspense fallback={<Waiting what="Loading …" />}>
-            <Switch>
-              <Route path="/">
-                <Runs />
-              </Route>
-              <Route path="/new">
-                <NewRun />
-              </Route>
-              <Route path="/compare">
-                <Compare />
-              </Route>
-              <Route path="/playground">
-                <Playground />
-              </Route>
-              <Route path="/runs/:id/:view?">
-                {({ id, view }) => <RunView key={id} id={id} view={view ?? "charts"} />}
-              </Route>
-              <Route path="/runs">
-                <Redirect to="/" />
-              </Route>
-              <Route>
-                <div className="empty">
-                  <h2>There is no such page</h2>
-                  <Link href="/">All runs</Link>
-                </div>
-              </Route>
-            </Switch>
-          </Suspense>
+          <Boundary place={location}>
+            <Suspense fallback={<Waiting what="Loading …" />}>
+              <Switch>
+                <Route path="/">
+                  <Runs />
+                </Route>
+                <Route path="/new">
+                  <NewRun />
+                </Route>
+                <Route path="/compare">
+                  <Compare />
+                </Route>
+                <Route path="/playground">
+                  <Playground />
+                </Route>
+                <Route path="/runs/:id/:view?">
+                  {({ id, view }) => <RunView key={id} id={decoded(id)} view={view ?? "charts"} />}
+                </Route>
+                <Route path="/runs">
+                  <Redirect to="/" />
+                </Route>
+                <Route>
+                  <div className="empty">
+                    <h2>There is no such page</h2>
+                    <Link href="/">All runs</Link>
+                  </div>
+                </Route>
+              </Switch>
+            </Suspense>
+          </Boundary>
         )}
       </main>
       <Toasts />
@@ -95,6 +98,10 @@ function Top({ location, onHelp }: { location: string; onHelp: () => void }) {
   const { setColorScheme } = useMantineColorScheme();
   const scheme = useComputedColorScheme("light");
   const { data: health, isError } = useQuery(healthQuery);
+  const client = useQueryClient();
+  useEffect(() => {
+    if (!isError) askAgain(client);
+  }, [isError, client]);
   const here = (path: string): boolean =>
     path === "/"
       ? location === "/" || location.startsWith("/runs") || location.startsWith("/compare")

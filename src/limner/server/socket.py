@@ -48,6 +48,8 @@ class Client:
     def __init__(self, socket: WebSocket, runs: Runs, watched: Watched) -> None:
         self.socket, self.runs, self.watched = socket, runs, watched
         self.cursor: int | None = None
+        self.begun: float | None = None
+        """Of the log that the cursor counts in."""
         self._told_state: tuple[Any, ...] = ()
         self._told_time = 0.0
         self._turn = asyncio.Event()
@@ -126,13 +128,13 @@ class Client:
             await asyncio.gather(turn, bell, return_exceptions=True)
 
     async def _begin(self) -> None:
-        """Answers a subscription: hello, and a snapshot where the gap is large."""
+        """Answers a subscription: hello (``begun`` tells logs of one name apart), and a snapshot of a large gap."""
         after, self._asked = self._asked or 0, None
         await asyncio.to_thread(self.watched.index.update)  # all of it: numbers are told from here on
         summary = await asyncio.to_thread(self.runs.update, self.watched)
-        last = self.watched.index.last_seq
+        last, self.begun = self.watched.index.last_seq, self._log_begun()
         hello = {"type": "hello", "protocol": 1, "run": summary.id, "after_seq": after, "last_seq": last}
-        await self.send(hello | {"status": summary.status, "time": time.time()})
+        await self.send(hello | {"begun": self.begun, "status": summary.status, "time": time.time()})
         self.cursor = min(after, last)
         if last - after > SNAPSHOT_EVENTS:
             self.cursor = last
@@ -140,9 +142,20 @@ class Client:
             await self.send(snapshot | {"run": summary.model_dump(mode="json")})
         self._told_state = ()
 
+    def _log_begun(self) -> float | None:
+        """The time of the log's first event; None: there is none yet."""
+        attempts = self.watched.index.attempts
+        return attempts[0]["started"] if attempts else None
+
     async def _catch_up(self) -> None:
         """Sends what is new, batch by batch; falls back to `resync` when the log runs away from the client."""
         index = self.watched.index
+        begun = self._log_begun()
+        if self.begun is None:
+            self.begun = begun
+        if begun != self.begun:  # a run of the same name, in the place of the one that was told
+            await self._resync("the log was begun anew")
+            return
         began = index.last_seq
         while self.cursor is not None and self.cursor < index.last_seq and self._asked is None:
             first, last = self.cursor + 1, min(self.cursor + BATCH_EVENTS, index.last_seq)

@@ -82,6 +82,8 @@ class Runs:
         position: Callable[[str], int | None] = lambda name: None,
     ) -> None:
         self.runs_dir, self.recorded_dir, self.position = runs_dir, recorded_dir, position
+        self.left_out: dict[str, str] = {}
+        """Folders that `all` found and cannot show, and why."""
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -114,10 +116,14 @@ class Runs:
         """Every run, newest first."""
         roots = [root for root in (self.runs_dir, self.recorded_dir) if root is not None]
         found = {run.name: run for root in reversed(roots) for run in list_runs(root)}
-        watched = []
-        for name in found:
-            with contextlib.suppress(Refusal):  # deleted since, or its name is none of ours
+        watched, left_out = [], {}
+        for name, run in found.items():
+            try:
                 watched.append(self.find(name))
+            except Refusal as refusal:
+                if (run.path / "config.json").is_file():  # else it has been deleted since
+                    left_out[name] = _misnamed(name) or refusal.detail.message
+        self.left_out = left_out
         return watched
 
     def update(self, watched: Watched) -> RunSummary:
@@ -259,6 +265,15 @@ def _is_run(root: Path, name: str) -> bool:
         return not path.is_symlink() and (path / "config.json").is_file()
     except OSError:  # a name that is too long for the file system
         return False
+
+
+def _misnamed(name: str) -> str | None:
+    """What is wrong with the name of a run's folder, and what to do; None: nothing."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        return f"{error} Rename the folder, and it is listed."
+    return None
 
 
 def _opened(path: Path) -> Run:

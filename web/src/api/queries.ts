@@ -1,5 +1,5 @@
 // Every question that the page asks the server, by its query key.
-import { queryOptions, useMutation, useQueryClient } from "@tanstack/react-query";
+import { queryOptions, useMutation, useQueryClient, type QueryClient } from "@tanstack/react-query";
 import { get, runPath, send } from "./client";
 import type {
   Action,
@@ -9,6 +9,7 @@ import type {
   Models,
   Preset,
   RunDetail,
+  RunList,
   RunSummary,
   Samples,
   SchemaNode,
@@ -22,7 +23,7 @@ export const healthQuery = queryOptions({
 
 export const runsQuery = queryOptions({
   queryKey: ["runs"],
-  queryFn: ({ signal }) => get<{ runs: RunSummary[]; active: string[] }>("/api/runs", signal),
+  queryFn: ({ signal }) => get<RunList>("/api/runs", signal),
   refetchInterval: 2_000,
 });
 
@@ -72,6 +73,11 @@ export const datasetsQuery = queryOptions({
   queryKey: ["datasets"],
   queryFn: async ({ signal }) => (await get<{ datasets: CatalogueEntry[] }>("/api/datasets", signal)).datasets,
 });
+
+/** Asks again for all that is shown and could not be had: the server is back. */
+export function askAgain(client: QueryClient): void {
+  void client.refetchQueries({ type: "active", predicate: ({ state }) => state.status === "error" });
+}
 
 /** Asks a run for something; `body` as the API says for the action. */
 export function useRunAction(id: string) {

@@ -43,7 +43,13 @@ export interface RunSummary {
   pinned: boolean;
   recorded: boolean;
   device: string | null;
-  bytes: number | null;
+}
+
+export interface RunList {
+  runs: RunSummary[];
+  active: string[];
+  /** Folders with runs that cannot be shown, and why. */
+  left_out: { name: string; message: string }[];
 }
 
 export interface Attempt {
@@ -68,6 +74,7 @@ export interface RunDetail extends RunSummary {
   versions: Record<string, string>;
   start: Record<string, unknown> | null;
   command: string | null;
+  bytes: number;
   metrics: string[];
   attempts: Attempt[];
   pauses: Pause[];
@@ -187,8 +194,6 @@ export interface Preset {
   label?: string;
   description?: string;
   config: Record<string, unknown>;
-  /** The settings that the preset stands for, where it names them. */
-  gives?: Record<string, unknown>;
 }
 
 export interface CatalogueEntry {

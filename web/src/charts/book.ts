@@ -13,6 +13,11 @@ export interface LineKey {
   transform?: "exp";
 }
 
+/** As /series names it. */
+export function nameOf({ table, key }: LineKey): string {
+  return table === "validation" ? `validation/${key}` : key;
+}
+
 export interface LiveTables {
   readonly metrics: LiveTable;
   readonly validation: LiveTable;
@@ -97,8 +102,9 @@ export class LineBook {
     return between([steps, xs], step);
   }
 
-  private fromBase({ table, key, transform }: LineKey): Track[] {
-    const name = table === "validation" ? `validation/${key}` : key;
+  private fromBase(line: LineKey): Track[] {
+    const { table, key, transform } = line;
+    const name = nameOf(line);
     const smoothing = table === "validation" ? 0 : this.smoothing;
     const segments = this.base.tables[table]?.segments ?? [];
     return segments

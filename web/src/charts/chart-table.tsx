@@ -1,7 +1,8 @@
 import { useEffect, useState, type KeyboardEvent, type Ref } from "react";
 import { formatDuration, formatInteger, formatValue } from "../format";
 import type { ChartModel } from "./chart";
-import { exact, pointsWithin } from "./export";
+import type { PlotLine } from "./content";
+import { measured, pointsWithin } from "./export";
 
 const ROWS = 200;
 
@@ -15,7 +16,10 @@ interface Props {
   onKeyDown: (event: KeyboardEvent) => void;
 }
 
-/** The chart in numbers: evenly chosen rows of what is in the window, and every one that is not finite. */
+/**
+ * The chart in numbers: evenly chosen rows of what is in the window, and every one that is not finite. Of a long run
+ * only the first row of each drawn bucket is known by its x; what is not finite within a bucket is told as near there.
+ */
 export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKeyDown }: Props) {
   const [content, setContent] = useState(() => model.content());
   useEffect(() => {
@@ -27,9 +31,15 @@ export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKey
   const odd = new Set(
     content.lines.flatMap((line) => line.parts.flatMap(({ marks }) => marks.slice(0, ROWS).map((mark) => mark.x))),
   );
-  const kept = xs.filter(
-    (x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0,
-  );
+  const values = content.lines.map(measured);
+  const near = new Set(content.lines.flatMap(({ parts }) => parts.flatMap(({ placed }) => [...(placed ?? [])])));
+  const [from, to] = window ?? content.range ?? [0, 0];
+  const kept = xs
+    .filter((x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0)
+    .concat([...odd].filter((x) => near.has(x) && x >= from && x <= to))
+    .sort((a, b) => a - b);
+  const cell = (line: PlotLine, index: number, x: number): number | null =>
+    values[index]?.get(x) ?? line.parts.flatMap(({ marks }) => marks).find((mark) => mark.x === x)?.value ?? null;
   return (
     <div
       ref={ref}
@@ -55,15 +65,16 @@ export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKey
           {kept.toReversed().map((x) => (
             <tr key={x}>
               <td className="num">
+                {near.has(x) && "near "}
                 {timeOrigin === null
                   ? Number.isInteger(x)
                     ? formatInteger(x)
                     : formatValue(x)
                   : formatDuration(x - timeOrigin)}
               </td>
-              {content.lines.map((line) => (
+              {content.lines.map((line, index) => (
                 <td key={line.id} className="right">
-                  {formatValue(exact(line, x))}
+                  {formatValue(cell(line, index, x))}
                 </td>
               ))}
             </tr>

@@ -16,11 +16,13 @@ import "./chart.css";
 export interface ChartModel {
   /** What to draw now; asked for again after every change of the source. */
   content(): PlotContent;
+  /** The same with every row of a window (null: of all), where `content` may draw many rows as one point. */
+  rows(window: [number, number] | null): Promise<PlotContent>;
   /** "1,914 of 240,000 points", and what was left out. */
   points(window: [number, number] | null): { shown: number; total: number };
-  /** Calls back after changes; returns the end of it. */
   /** What is to be said of the points instead of their number. */
   note?: string | undefined;
+  /** Calls back after changes; returns the end of it. */
   subscribe(listener: () => void): () => void;
   stepAt(x: number): number;
   xAt(step: number): number;
@@ -203,7 +205,12 @@ export function Chart(props: Props) {
 
   const file = `${props.of}-${props.id}`;
   const saveData = (): void =>
-    download(new Blob([toCsv(model.content(), window, xName, timeOrigin)], { type: "text/csv" }), `${file}.csv`);
+    void model
+      .rows(window)
+      .then((content) =>
+        download(new Blob([toCsv(content, window, xName, timeOrigin)], { type: "text/csv" }), `${file}.csv`),
+      )
+      .catch(sayError);
   const savePicture = (): void => {
     const canvas = plot.current?.u.ctx.canvas;
     const name = unit ? `${title} (${unit})` : title;

@@ -1,12 +1,23 @@
 // What a chart shows, how, and what it tells when a person acts on it.
 import type { Mark, Polyline } from "./track";
 
+/** A range of x that is shown; null: all of it. */
+export type Window = [number, number] | null;
+
+export interface LinePart {
+  raw: Polyline;
+  smooth: Polyline | null;
+  marks: Mark[];
+  /** The x of points that were measured near there, not there. */
+  placed?: ReadonlySet<number>;
+}
+
 export interface PlotLine {
   id: string;
   label: string;
   /** Name of a CSS variable. */
   color: string;
-  parts: { raw: Polyline; smooth: Polyline | null; marks: Mark[] }[];
+  parts: LinePart[];
   /** Sparse lines show their points. */
   dots: boolean;
   dash?: number[];

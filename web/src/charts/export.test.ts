@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { EMPTY, type PlotContent } from "./content";
+import { EMPTY, type PlotContent, type PlotLine } from "./content";
 import { toCsv } from "./export";
 
 const content: PlotContent = {
@@ -43,4 +43,11 @@ test("only what is in the window, and a time as seconds since the start", () => 
     "0,2.5,2.5,",
     "1,1,2,1.5",
   ]);
+});
+
+test("what is only drawn at an x, to show a bucket's extremes, was not measured there", () => {
+  const [line] = content.lines as [PlotLine];
+  const part = { raw: { x: [1, 2, 3, 4], y: [5, 1, 9, 6] }, smooth: null, marks: [], placed: new Set([2, 3]) };
+  const drawn = { ...content, lines: [{ ...line, label: "a", parts: [part] }] };
+  expect(toCsv(drawn, null, "step", null)).toBe("step,a\n1,5\n4,6\n");
 });

@@ -1,25 +1,26 @@
 // A chart as a file: its points as CSV, its picture as PNG.
 import type { PlotContent, PlotLine } from "./content";
-import { bisect, interpolate, nearest } from "./track";
+import { bisect, interpolate } from "./track";
 
-/** Every x at which some line has a point within the window (null: all of it), in order. */
+/** Every x at which some line was measured within the window (null: all of it), in order. */
 export function pointsWithin(content: PlotContent, window: [number, number] | null): number[] {
   const [from, to] = window ?? content.range ?? [0, 0];
   const xs = content.lines.flatMap((line) =>
-    line.parts.flatMap(({ raw }) => raw.x.slice(bisect(raw.x, from - 1e-9) + 1, bisect(raw.x, to) + 1)),
+    line.parts.flatMap(({ raw, placed }) =>
+      raw.x.slice(bisect(raw.x, from - 1e-9) + 1, bisect(raw.x, to) + 1).filter((x) => !placed?.has(x)),
+    ),
   );
   return [...new Set(xs)].sort((a, b) => a - b);
 }
 
-/** What was measured at exactly this x, by the latest attempt; null where nothing was. */
-export function exact(line: PlotLine, x: number): number | null {
-  for (const { raw, marks } of line.parts.toReversed()) {
-    const mark = marks.find((candidate) => candidate.x === x);
-    if (mark) return mark.value;
-    const at = nearest(raw.x, x);
-    if (at >= 0 && raw.x[at] === x) return raw.y[at] as number;
+/** What was measured at each x, by the latest attempt there. */
+export function measured(line: PlotLine): Map<number, number> {
+  const found = new Map<number, number>();
+  for (const { raw, marks, placed } of line.parts) {
+    raw.x.forEach((x, index) => placed?.has(x) || found.set(x, raw.y[index] as number));
+    for (const { x, value } of marks) if (!placed?.has(x)) found.set(x, value);
   }
-  return null;
+  return found;
 }
 
 /** A row for every point, a column for every line and one more for its smoothed values. */
@@ -36,9 +37,13 @@ export function toCsv(
       .map(({ smooth }) => smooth && interpolate(smooth, x))
       .find((value) => value !== null) ?? null;
   const head = content.lines.flatMap((line) => [line.label, ...(smoothed(line) ? [`${line.label} (smoothed)`] : [])]);
+  const values = content.lines.map(measured);
   const rows = pointsWithin(content, window).map((x) => [
     x - (timeOrigin ?? 0),
-    ...content.lines.flatMap((line) => [exact(line, x), ...(smoothed(line) ? [smoothAt(line, x)] : [])]),
+    ...content.lines.flatMap((line, index) => [
+      values[index]?.get(x) ?? null,
+      ...(smoothed(line) ? [smoothAt(line, x)] : []),
+    ]),
   ]);
   return [[timeOrigin === null ? xName : "seconds", ...head], ...rows]
     .map((row) => `${row.map(cell).join(",")}\n`)

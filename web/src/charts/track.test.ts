@@ -38,6 +38,7 @@ test("a bucket draws its extremes in the direction of travel, and marks a NaN in
   expect(track.raw).toEqual({ x: [0, 1, 2, 3, 4, 5, 6, 7], y: [1, 0, 9, 3, 3, 4, 0.5, 1] });
   expect(track.smooth).toEqual({ x: [1.5, 5.5], y: [3, 2] });
   expect(track.marks).toHaveLength(1);
+  expect([...track.placed]).toEqual([1, 2, 3, 5, 6, 5.5]); // 0, 4 and 7 are where the buckets begin and the last ends
   expect([track.rows, track.reduced]).toEqual([8, true]);
 });
 

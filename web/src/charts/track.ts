@@ -22,6 +22,8 @@ export class Track {
   readonly raw: Polyline = { x: [], y: [] };
   readonly smooth: Polyline = { x: [], y: [] };
   readonly marks: Mark[] = [];
+  /** The x of points that are only drawn there: where in its bucket an extreme was measured is not known. */
+  readonly placed = new Set<number>();
   /** Rows behind the points. */
   rows = 0;
   /** Whether some rows are drawn only by their bucket's extremes. */
@@ -57,10 +59,14 @@ export class Track {
 
   /** Adds one measured value. Absent values are simply not added. */
   push(x: number, value: number): void {
+    this.take(x, value);
+    if (this.raw.x.length > MANY_POINTS) this.halve();
+  }
+
+  private take(x: number, value: number): void {
     this.rows += 1;
     this.point(x, this.transform ? this.transform(value) : value);
     if (Number.isFinite(value)) this.follow(x, value, 1);
-    if (this.raw.x.length > MANY_POINTS) this.halve();
   }
 
   /** Points that are drawn of a window of x (null: of all). */
@@ -76,7 +82,7 @@ export class Track {
   private takeRows(xs: number[], column: RawColumn): void {
     column.value.forEach((value, row) => {
       const number = toNumber(value);
-      if (number !== null) this.push(xs[row] as number, number);
+      if (number !== null) this.take(xs[row] as number, number);
     });
   }
 
@@ -90,8 +96,9 @@ export class Track {
     for (let i = 0; i < xs.length; i++) {
       const from = xs[i] as number;
       const next = xs[i + 1]; // a bucket ends just before the next one begins
-      const to = next === undefined ? end : from + (next - from) * 0.75;
-      const full = next === undefined ? rows - i * bucket : bucket;
+      const ends = next === undefined;
+      const to = ends ? end : from + (next - from) * 0.75;
+      const full = ends ? rows - i * bucket : bucket;
       const count = column.count ? (column.count[i] as number) : full;
       if (!count) continue;
       this.rows += count;
@@ -102,12 +109,17 @@ export class Track {
       const rising = (first ?? 0) <= (last ?? 0);
       const inner = rising ? [low, high] : [high, low];
       [first, ...inner, last].forEach((y, place) => {
-        if (y !== null && (Number.isFinite(y) || place === 0 || place === 3))
-          this.point(from + ((to - from) * place) / 3, y);
+        if (y === null || (!Number.isFinite(y) && place !== 0 && place !== 3)) return;
+        const x = ends && place === 3 ? end : from + ((to - from) * place) / 3;
+        if (count < full || !(place === 0 || (ends && place === 3))) this.placed.add(x);
+        this.point(x, y);
       });
       // Non-finite values within the bucket that are neither its first nor its last still leave a mark.
-      if (column.nonfinite?.[i] && Number.isFinite(first ?? 0) && Number.isFinite(last ?? 0))
-        this.marks.push({ x: from, value: Number.NaN });
+      if (column.nonfinite?.[i] && Number.isFinite(first ?? 0) && Number.isFinite(last ?? 0)) {
+        const x = (from + to) / 2;
+        this.placed.add(x);
+        this.marks.push({ x, value: Number.NaN });
+      }
       const mean = column.mean[i];
       if (typeof mean === "number") this.follow((from + to) / 2, mean, count);
     }
@@ -155,6 +167,13 @@ export class Track {
     thin(this.smooth);
     this.reduced = true;
   }
+}
+
+/** How many points of the tracks are drawn within a window of x, and how many rows are behind them; 0 of 0: the same. */
+export function pointsOf(tracks: Track[], window: [number, number] | null): { shown: number; total: number } {
+  if (!tracks.some((track) => track.reduced)) return { shown: 0, total: 0 };
+  const sum = (of: (track: Track) => number): number => tracks.reduce((total, track) => total + of(track), 0);
+  return { shown: sum((track) => track.pointsIn(window)), total: Math.round(sum((track) => track.rowsIn(window))) };
 }
 
 function thin(line: Polyline): void {

@@ -1,11 +1,10 @@
 // One run's socket: it delivers every event after `afterSeq` once, in order, through any number of cuts.
 import type { RunEvent, RunSummary } from "../api/types";
-import { Ranges } from "./ranges";
 
 export type Connection = "connecting" | "live" | "reconnecting" | "gone" | "unauthorized";
 
 type Message =
-  | { type: "hello"; last_seq: number; status: string }
+  | { type: "hello"; last_seq: number; begun: number | null; status: string }
   | { type: "events"; from: number; to: number; events: RunEvent[] }
   | { type: "snapshot"; after_seq: number; to: number; run: RunSummary }
   | { type: "state"; run: RunSummary }
@@ -19,16 +18,21 @@ export interface FeedHandlers {
   /** Events up to `to` will not come: ask for what they said by HTTP. */
   skipped(to: number): void;
   connection(connection: Connection): void;
+  /** Another run has this one's name: nothing that is held is of it, and nothing more comes from here. */
+  replaced(): void;
 }
 
 const SILENCE_MS = 25_000; // the server pings every 10 s
 const FIRST_RETRY_MS = 200;
 const LAST_RETRY_MS = 5_000;
+/** A run that is gone may come back, or another one of its name. */
+const GONE_RETRY_MS = 3_000;
 
 export class Feed {
   /** Every seq up to this one has been delivered or skipped. */
   lastSeq: number;
-  readonly held = new Ranges();
+  /** What was delivered: closed ranges of seq, how many those are, and how many came twice. */
+  readonly held = { ranges: [] as [number, number][], count: 0, duplicates: 0 };
   cuts = 0;
   private socket: WebSocket | null = null;
   private retryMs = FIRST_RETRY_MS;
@@ -37,9 +41,12 @@ export class Feed {
   private closed = false;
   private readonly url: string;
   private readonly handlers: FeedHandlers;
+  /** The time of the log's first event, which tells it from another of the same name; null: it has none yet. */
+  private begun: number | null;
 
-  constructor(run: string, afterSeq: number, handlers: FeedHandlers) {
+  constructor(run: string, afterSeq: number, begun: number | null, handlers: FeedHandlers) {
     this.lastSeq = afterSeq;
+    this.begun = begun;
     this.handlers = handlers;
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     this.url = `${scheme}://${location.host}/ws/runs/${encodeURIComponent(run)}`;
@@ -55,7 +62,9 @@ export class Feed {
     clearTimeout(this.watchdog);
     removeEventListener("online", this.hurry);
     document.removeEventListener("visibilitychange", this.hurry);
-    this.socket?.close();
+    const socket = this.socket;
+    this.socket = null; // what it still says counts for nothing
+    socket?.close();
   }
 
   private open(): void {
@@ -80,6 +89,11 @@ export class Feed {
   private take(message: Message): void {
     switch (message.type) {
       case "hello":
+        if (message.last_seq < this.lastSeq || (this.begun !== null && message.begun !== this.begun)) {
+          this.close();
+          return this.handlers.replaced();
+        }
+        this.begun = message.begun;
         this.retryMs = FIRST_RETRY_MS;
         this.handlers.connection("live");
         break;
@@ -116,7 +130,11 @@ export class Feed {
         this.subscribe(); // a hole: ask again from the last one held
         break;
       }
-      this.held.add(event.seq);
+      if (event.seq === 1) this.begun = event.time;
+      const last = this.held.ranges.at(-1);
+      if (last?.[1] === this.lastSeq) last[1] = event.seq;
+      else this.held.ranges.push([event.seq, event.seq]);
+      this.held.count += 1;
       this.lastSeq = event.seq;
       fresh.push(event);
     }
@@ -128,10 +146,10 @@ export class Feed {
     this.socket = null;
     if (this.closed) return;
     this.cuts += 1;
-    if (code === 4404) return this.handlers.connection("gone");
     if (code === 4401 || code === 4403) return this.handlers.connection("unauthorized");
-    this.handlers.connection("reconnecting");
-    this.timer = setTimeout(() => this.open(), this.retryMs * (0.75 + Math.random() / 2));
+    const gone = code === 4404;
+    this.handlers.connection(gone ? "gone" : "reconnecting");
+    this.timer = setTimeout(() => this.open(), gone ? GONE_RETRY_MS : this.retryMs * (0.75 + Math.random() / 2));
     this.retryMs = Math.min(this.retryMs * 2, LAST_RETRY_MS);
   }
 

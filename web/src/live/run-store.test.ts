@@ -35,7 +35,7 @@ afterEach(() => {
 });
 
 test("numbers are told once a second, none is lost; what happens is told in the next frame", () => {
-  const store = new RunStore("r", 0);
+  const store = new RunStore("r", 0, null);
   const told: number[] = [];
   store.subscribe(() => told.push(store.metrics.rows));
   say("metrics", { loss: 1 });
@@ -59,7 +59,7 @@ test("numbers are told once a second, none is lost; what happens is told in the 
 });
 
 test("a summary with new numbers waits as they do; another state does not", () => {
-  const store = new RunStore("r", 0);
+  const store = new RunStore("r", 0, null);
   const state = (fields: object): void =>
     socket.onmessage({ data: JSON.stringify({ type: "state", run: { detail: "", actions: [], ...fields } }) });
   state({ status: "running", step: 1 });

@@ -23,6 +23,8 @@ export class RunStore {
   /** How far the preparation of data has come; null once training steps come. */
   progress: RunEvent | null = null;
   connection: Connection = "connecting";
+  /** Another run has this one's name: make another store. */
+  replaced = false;
   run: RunSummary | null = null;
   /** The summary that was the last to say more than new numbers. */
   standing: RunSummary | null = null;
@@ -40,9 +42,10 @@ export class RunStore {
   private readonly listeners = new Set<() => void>();
   private readonly eventListeners = new Set<(event: RunEvent) => void>();
 
-  constructor(id: string, afterSeq: number) {
+  /** `begun`: the time of the log's first event, where there is one. */
+  constructor(id: string, afterSeq: number, begun: number | null) {
     this.id = id;
-    this.feed = new Feed(id, afterSeq, {
+    this.feed = new Feed(id, afterSeq, begun, {
       events: (events) => this.apply(events),
       state: (run) => {
         const turned = SAYING.some((key) => String(run[key]) !== String(this.standing?.[key]));
@@ -56,6 +59,10 @@ export class RunStore {
       },
       connection: (connection) => {
         this.connection = connection;
+        this.changed(true);
+      },
+      replaced: () => {
+        this.replaced = true;
         this.changed(true);
       },
     });

@@ -1,5 +1,6 @@
 // Small pieces that every view shares.
-import type { ReactNode } from "react";
+import { Button } from "@mantine/core";
+import { Component, type ReactNode } from "react";
 import type { Num, RunSummary, Status } from "../api/types";
 import { toNumber } from "../format";
 
@@ -82,4 +83,29 @@ export function Failure({ error, what }: { error: unknown; what: string }) {
       <strong>{what}</strong> {error instanceof Error ? error.message : String(error)}
     </div>
   );
+}
+
+/** A view that breaks says so and leaves the rest of the page at work; at another `place` there is another try. */
+export class Boundary extends Component<{ place: string; children: ReactNode }, { place: string; error: unknown }> {
+  override state = { place: this.props.place, error: null };
+
+  static getDerivedStateFromError(error: unknown): { error: unknown } {
+    return { error };
+  }
+
+  static getDerivedStateFromProps({ place }: { place: string }, held: { place: string }): object | null {
+    return place === held.place ? null : { place, error: null };
+  }
+
+  override render(): ReactNode {
+    if (this.state.error === null) return this.props.children;
+    return (
+      <div className="empty">
+        <Failure error={this.state.error} what="This view broke." />
+        <Button mt="md" onClick={() => location.reload()}>
+          Reload
+        </Button>
+      </div>
+    );
+  }
 }

@@ -37,6 +37,10 @@ export function sayError(error: unknown): void {
   say(wordsOfError(error), true);
 }
 
+export function copyCommand(command: string | null | undefined): void {
+  void navigator.clipboard.writeText(command ?? "").then(() => say("Command copied."), sayError);
+}
+
 export function Toasts() {
   const shown = useSyncExternalStore(
     (listener) => {

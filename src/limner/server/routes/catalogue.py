@@ -165,15 +165,19 @@ def _corpora() -> list[Source]:
     return found
 
 
-_known_datasets: list[Source] = []
-
-
 async def _datasets(request: Request) -> list[Source]:
-    """As `limner data list --json` tells them: a process of its own loads what the server must not."""
-    if _known_datasets:
-        return _known_datasets
+    """As `limner data list --json` tells them: asked once, however many wait; anew where there was no answer."""
+    state = request.app.state
+    asked: asyncio.Task[list[Source]] | None = getattr(state, "datasets", None)
+    if asked is None or (asked.done() and (asked.cancelled() or asked.exception() or not asked.result())):
+        asked = state.datasets = asyncio.create_task(_list_datasets(state.launcher.command))
+    return await asyncio.shield(asked)
+
+
+async def _list_datasets(command: list[str]) -> list[Source]:
+    """A process of its own loads what the server must not."""
     process = await asyncio.create_subprocess_exec(
-        *request.app.state.launcher.command,
+        *command,
         *("data", "list", "--json"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -185,9 +189,7 @@ async def _datasets(request: Request) -> list[Source]:
         process.kill()
         raise Refusal("timeout", "`limner data list` took too long.") from None
     lines = output.decode("utf-8", "replace").splitlines()
-    found = [_dataset(json.loads(line)) for line in lines if line.startswith("{")]
-    _known_datasets.extend(found)
-    return found
+    return [_dataset(json.loads(line)) for line in lines if line.startswith("{")]
 
 
 def _dataset(entry: dict[str, Any]) -> Source:

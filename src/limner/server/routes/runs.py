@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 import os
@@ -33,9 +34,17 @@ MOST_LOG_BYTES = 256 << 10
 Seq = Annotated[int, Query(ge=0, le=2**53)]
 
 
+class LeftOut(BaseModel):
+    """A folder with a run in it that cannot be shown, and why."""
+
+    name: str
+    message: str
+
+
 class RunList(BaseModel):
     runs: list[RunSummary]
     active: list[str]
+    left_out: list[LeftOut]
 
 
 class Labelling(BaseModel):
@@ -105,9 +114,11 @@ def _runs(request: Request) -> Runs:
 @router.get("", response_model=RunList, responses=responses())
 async def list_runs(request: Request) -> Response:
     """All runs, newest first. Answers 304 to an `If-None-Match` of its ETag."""
-    summaries = await asyncio.to_thread(_runs(request).summaries)
+    runs = _runs(request)
+    summaries = await asyncio.to_thread(runs.summaries)
     active = [summary.id for summary in summaries if summary.status.active]
-    return _tagged(request, RunList(runs=summaries, active=active).model_dump(mode="json"))
+    left_out = [LeftOut(name=name, message=message) for name, message in sorted(runs.left_out.items())]
+    return _tagged(request, RunList(runs=summaries, active=active, left_out=left_out).model_dump(mode="json"))
 
 
 @router.get("/{id}", response_model=RunDetail, responses=responses(404))
@@ -272,7 +283,8 @@ async def log(
                 return LogPart(text="", offset=size, size=size)
             file.seek(offset)
             part = file.read(MOST_LOG_BYTES)
-        return LogPart(text=part.decode("utf-8", "replace"), offset=offset + len(part), size=size)
+        text, taken = codecs.utf_8_decode(part, "replace", False)  # a letter that is half there comes with its rest
+        return LogPart(text=text, offset=offset + taken, size=size)
 
     return await asyncio.to_thread(read)
 

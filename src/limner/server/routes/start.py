@@ -100,6 +100,8 @@ async def check(request: Request, order: Order) -> Checked:
     """Whether these settings make a run, and the command that would start it."""
     try:
         config = _settings(request.app.state.runs, order)
+        if (request.app.state.runs.runs_dir / str(config.name)).exists():
+            raise Refusal("wrong_input", f"There is a run named '{config.name}' already.", field="name")
     except Refusal as refusal:
         detail = refusal.detail
         problems = detail.problems or [Problem(field=detail.field or "", message=detail.message)]

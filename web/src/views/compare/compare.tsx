@@ -1,30 +1,34 @@
 import { SegmentedControl } from "@mantine/core";
+import { useDebouncedValue } from "@mantine/hooks";
 import { queryOptions, useQueries, type UseQueryResult } from "@tanstack/react-query";
 import { useMemo, useState, type ReactNode } from "react";
 import { Link } from "wouter";
 import { ApiError, get, runPath } from "../../api/client";
-import type { RunDetail, Series } from "../../api/types";
-import { LineBook, NOTHING_LIVE, type XAxis } from "../../charts/book";
+import type { RunDetail, Segment, Series } from "../../api/types";
+import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
-import { chartsFor, type ChartSpec } from "../../charts/groups";
-import type { PlotLine } from "../../charts/content";
+import { fetchRows, fetchSeries } from "../../charts/fetch";
+import { COLORS, chartsFor, lossKind, type ChartLine, type ChartSpec } from "../../charts/groups";
+import type { PlotContent, PlotLine, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
-import { interpolate, type Mark, type Polyline } from "../../charts/track";
-import { ACTIVE, StatusPill, Waiting } from "../../ui/pieces";
+import { interpolate, pointsOf, type Mark, type Polyline, type Track } from "../../charts/track";
+import { StatusPill, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { useDoubt } from "../../ui/doubt";
 import { ChangedSettings, Results } from "./tables";
 import "./compare.css";
 
-const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 const REFRESH_MS = 5_000;
+const POINTS = 500;
 
 export interface Compared {
   detail: RunDetail;
   book: LineBook;
+  /** Of the whole run, while the book may hold a part of it. */
+  range: Window;
   color: string;
-  /** Subtracted from x, so that all runs begin together on the time axis. */
+  /** As `originOf` says. */
   origin: number;
 }
 
@@ -39,12 +43,33 @@ const comparedQuery = (id: string) =>
     queryFn: async ({ signal }): Promise<Read> => {
       const [detail, series] = await Promise.all([
         get<RunDetail>(runPath(id), signal),
-        get<Series>(`${runPath(id)}/series?x=step&points=500`, signal),
+        fetchSeries(id, { x: "step", window: null, points: POINTS }, signal),
       ]);
       return { detail, series };
     },
-    refetchInterval: ({ state }) => (!state.data || ACTIVE.has(state.data.detail.status) ? REFRESH_MS : false),
+    refetchInterval: ({ state }) => (state.data?.detail.status === "completed" ? false : REFRESH_MS),
   });
+
+/** The same of a window, where all of the run has been reduced. */
+const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window) =>
+  queryOptions({
+    queryKey: ["run", detail.id, "compared", x, window],
+    queryFn: ({ signal }) => {
+      const origin = originOf(detail, x);
+      const own: Window = window && [window[0] + origin, window[1] + origin];
+      return fetchSeries(detail.id, { x, window: own, points: POINTS }, signal);
+    },
+    enabled: window !== null && Object.values(series.tables).some(({ segments }) => segments.some(isReduced)),
+    refetchInterval: detail.status === "completed" ? false : REFRESH_MS,
+    gcTime: 0,
+  });
+
+const isReduced = ({ bucket }: Segment): boolean => bucket > 1;
+
+/** Subtracted from x, so that all runs begin together on the time axis. */
+function originOf(detail: RunDetail, x: XAxis): number {
+  return x === "time" ? (detail.started ?? detail.created) : 0;
+}
 
 interface Trouble {
   /** The run's place among those that were asked for. */
@@ -62,6 +87,14 @@ function combine(results: UseQueryResult<Read>[]): { found: Read[]; troubles: Tr
   };
 }
 
+/** Of each run what there is of the window, once it has come to rest; undefined where the whole is all there is. */
+function useCloser(found: Read[], x: XAxis, window: Window): (Series | undefined)[] {
+  const [settled] = useDebouncedValue(window, 150);
+  return useQueries({ queries: found.map((run) => closerQuery(run, x, settled)), combine: dataOf });
+}
+
+const dataOf = (results: UseQueryResult<Series>[]): (Series | undefined)[] => results.map(({ data }) => data);
+
 export default function Compare() {
   const [url, setUrl] = useUrl();
   const asked = [...new Set((url.get("runs") ?? "").split(",").filter(Boolean))];
@@ -72,18 +105,25 @@ export default function Compare() {
   const [smoothing] = useSmoothing();
   const { found, troubles, waiting } = useQueries({ queries: ids.map(comparedQuery), combine });
   useDoubt(troubles.some(({ error }) => !(error instanceof ApiError && error.status === 404)));
+  const [window, setWindow] = useState<Window>(null);
+  const closer = useCloser(found, x, window);
   const runs = useMemo(() => {
     const places = named.split(",");
-    const all = found.map(
-      ({ detail, series }): Compared => ({
+    const all = found.map(({ detail, series }, index): Compared => {
+      const origin = originOf(detail, x);
+      const whole = new LineBook(NOTHING_LIVE, series, x, smoothing);
+      const near = closer[index];
+      const range = whole.range();
+      return {
         detail,
-        book: new LineBook(NOTHING_LIVE, series, x, smoothing),
+        book: near ? new LineBook(NOTHING_LIVE, near, x, smoothing) : whole,
+        range: range && [range[0] - origin, range[1] - origin],
         color: COLORS[places.indexOf(detail.id)] as string,
-        origin: x === "time" ? (detail.started ?? detail.created) : 0,
-      }),
-    );
+        origin,
+      };
+    });
     return all.toSorted((a, b) => Number(b.detail.id === base) - Number(a.detail.id === base));
-  }, [found, named, base, x, smoothing]);
+  }, [found, closer, named, base, x, smoothing]);
   if (!ids.length)
     return (
       <p className="empty">
@@ -110,7 +150,10 @@ export default function Compare() {
           <SegmentedControl
             aria-label="Horizontal axis"
             value={x}
-            onChange={(value) => setUrl({ x: value === "step" ? null : value })}
+            onChange={(value) => {
+              setWindow(null);
+              setUrl({ x: value === "step" ? null : value });
+            }}
             data={[
               { value: "step", label: "Step" },
               { value: "time", label: "Time" },
@@ -154,7 +197,7 @@ export default function Compare() {
         ))}
       </ul>
       {runs.length > 0 && (
-        <Overlays runs={runs} x={x} smoothing={smoothing}>
+        <Overlays runs={runs} x={x} smoothing={smoothing} window={window} onWindow={setWindow}>
           <Results runs={runs} />
           <ChangedSettings runs={runs} />
         </Overlays>
@@ -169,18 +212,20 @@ function Overlays({
   x,
   smoothing,
   children,
+  ...shared
 }: {
   runs: Compared[];
   x: XAxis;
   smoothing: number;
+  window: Window;
+  onWindow: (window: Window) => void;
   children: ReactNode;
 }) {
-  const [window, setWindow] = useState<[number, number] | null>(null);
   const [logged, setLogged] = useState<string[]>([]);
   const cursor = useMemo(() => new Cursor(), []);
   const specs = useMemo(() => {
     const names = new Set(runs.flatMap(({ detail }) => detail.metrics));
-    return chartsFor(names).filter((spec) => !spec.stacked);
+    return chartsFor(names, runs.map(({ detail }) => lossKind(detail))).filter((spec) => !spec.stacked);
   }, [runs]);
   const charts = specs.flatMap((spec) =>
     spec.id === "loss" && runs.length > 1
@@ -205,8 +250,7 @@ function Overlays({
         x={x}
         logY={log}
         onLogY={() => setLogged(logged.includes(id) ? logged.filter((other) => other !== id) : [...logged, id])}
-        window={window}
-        onWindow={setWindow}
+        {...shared}
       />
     );
   };
@@ -229,27 +273,50 @@ interface OverlayProps {
   x: XAxis;
   logY: boolean;
   onLogY: () => void;
-  window: [number, number] | null;
-  onWindow: (window: [number, number] | null) => void;
+  window: Window;
+  onWindow: (window: Window) => void;
 }
 
 function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: OverlayProps) {
-  const lines = useMemo(() => (delta ? deltas(spec, runs) : overlay(spec, runs)), [spec, delta, runs]);
+  const linesOf = delta ? deltas : overlay;
+  const lines = useMemo(() => linesOf(spec, runs), [linesOf, spec, runs]);
   const model = useMemo((): ChartModel => {
-    const ends = (delta ? overlay(spec, runs) : lines).flatMap((line) =>
-      line.parts.flatMap(({ raw }) => (raw.x.length ? [raw.x[0] as number, raw.x.at(-1) as number] : [])),
-    );
-    const range: [number, number] | null = ends.length ? [Math.min(...ends), Math.max(...ends)] : null;
+    const ends = runs.flatMap((run) => run.range ?? []);
+    const range: Window = ends.length ? [Math.min(...ends), Math.max(...ends)] : null;
     const references = delta ? [{ label: "baseline", value: 0 }] : [];
+    const content = (drawn = lines): PlotContent => ({
+      lines: drawn,
+      references,
+      starts: [],
+      pauses: [],
+      range,
+      stacked: false,
+      zero: spec.zero ?? false,
+    });
+    const tracks = (run: Compared): Track[] => spec.lines.slice(0, 1).flatMap((line) => tracksOf(run, line));
+    const own = (run: Compared, window: Window): Window => window && [window[0] + run.origin, window[1] + run.origin];
     return {
-      content: () => ({ lines, references, starts: [], pauses: [], range, stacked: false, zero: spec.zero ?? false }),
-      points: () => ({ shown: 0, total: 0 }),
+      content: () => content(),
+      rows: async (window) => {
+        if (!runs.some((run) => spec.lines.some((line) => tracksOf(run, line).some(({ reduced }) => reduced))))
+          return content();
+        const read = async (run: Compared): Promise<Compared> => {
+          const series = await fetchRows(run.detail.id, spec.lines.map(nameOf), x, own(run, window));
+          return { ...run, book: new LineBook(NOTHING_LIVE, series, x, smoothing) };
+        };
+        return content(linesOf(spec, await Promise.all(runs.map(read))));
+      },
+      points: (window) => {
+        const counts = runs.map((run) => pointsOf(tracks(run), own(run, window)));
+        const sum = (name: "shown" | "total"): number => counts.reduce((total, count) => total + count[name], 0);
+        return { shown: sum("shown"), total: sum("total") };
+      },
       subscribe: () => () => {},
       // The cursor is shared by charts of one axis: here x itself is what is held.
       stepAt: (value) => value,
       xAt: (value) => value,
     };
-  }, [lines, delta, spec, runs]);
+  }, [lines, linesOf, delta, spec, runs, x, smoothing]);
   const title = delta ? `${spec.title}: difference from ${runs[0]?.detail.id}` : spec.title;
   const legend = lines.map(({ label, color }) => ({ label, color }));
   return (
@@ -270,10 +337,15 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
   );
 }
 
+/** None of a training loss that is of another kind than the line: it belongs to another chart. */
+function tracksOf({ book, detail }: Compared, line: ChartLine): Track[] {
+  return line.of && line.of !== lossKind(detail) ? [] : book.tracks(line);
+}
+
 function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   return runs.flatMap((run) =>
     spec.lines.flatMap((line): PlotLine[] => {
-      const tracks = run.book.tracks(line);
+      const tracks = tracksOf(run, line);
       if (!tracks.length) return [];
       const suffix = spec.lines.length > 1 ? ` · ${line.label}` : "";
       return [
@@ -283,10 +355,11 @@ function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
           color: run.color,
           dots: line.dots ?? false,
           ...(line.table === "validation" && spec.lines.length > 1 ? { dash: [4, 3] } : {}),
-          parts: tracks.map(({ raw, smooth, marks }) => ({
+          parts: tracks.map(({ raw, smooth, marks, placed }) => ({
             raw: shift(raw, run.origin),
             smooth: spec.smoothed && line.table === "metrics" ? shift(smooth, run.origin) : null,
             marks: marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
+            placed: new Set([...placed].map((at) => at - run.origin)),
           })),
         },
       ];
@@ -294,13 +367,13 @@ function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   );
 }
 
-/** The smoothed training loss of each run, less the first run's at the same x. */
+/** Each run's smoothed loss in training (else in validation, where that is what all have), less the first run's. */
 function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
-  const training = spec.lines.find((line) => line.table === "metrics") ?? spec.lines[0];
+  const common = spec.lines.find((line) => runs.every((run) => tracksOf(run, line).length)) ?? spec.lines[0];
   const baseline = runs[0];
-  if (!training || !baseline) return [];
+  if (!common || !baseline) return [];
   const smooth = (run: Compared): { line: Polyline; marks: Mark[] }[] =>
-    run.book.tracks(training).map((track) => ({
+    tracksOf(run, common).map((track) => ({
       line: shift(track.smooth, run.origin),
       marks: track.marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
     }));

@@ -4,11 +4,11 @@ import { useEffect, useMemo, useState, type ReactNode } from "react";
 import { useLocation } from "wouter";
 import { ApiError, send } from "../../api/client";
 import { corporaQuery, datasetsQuery, presetsQuery, runQuery, schemasQuery } from "../../api/queries";
-import type { Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
+import type { CatalogueEntry, Plan, Problem, RunSummary, SchemaNode } from "../../api/types";
 import { Icon } from "../../ui/icons";
 import { Failure, Waiting } from "../../ui/pieces";
-import { say, sayError } from "../../ui/toast";
-import { useUrl } from "../../ui/url";
+import { copyCommand, say, sayError } from "../../ui/toast";
+import { getText, putText, useUrl } from "../../ui/url";
 import { FieldInput } from "./field-input";
 import { SECTIONS, fieldsOf, same, type Field, type Section as SectionName } from "./fields";
 import { SchedulePreview } from "./schedule-preview";
@@ -22,7 +22,9 @@ const VERBS: Record<string, string> = { pretrain: "Pretrain a GPT", train: "Trai
 
 export default function NewRun() {
   const schemas = useQuery(schemasQuery);
-  const [url] = useUrl();
+  const [url, setUrl] = useUrl();
+  /** What was chosen for each verb before a person turned to another one. */
+  const [drafts, setDrafts] = useState<Record<string, { from: string | null; changes: string | null }>>({});
   const from = url.get("from");
   const model = useQuery({ ...runQuery(from ?? ""), enabled: from !== null });
   if (schemas.error) return <Failure error={schemas.error} what="The settings cannot be read." />;
@@ -34,27 +36,40 @@ export default function NewRun() {
   const schema = schemas.data[verb];
   if (!schema) return <p className="empty">This installation has no verb “{verb}” that makes runs.</p>;
   const given = model.data && model.data.verb === verb ? model.data.config : {};
-  return <Form key={`${verb}/${from}`} verb={verb} verbs={verbs} schema={schema} given={given} />;
+  const choose = (next: string): void => {
+    setDrafts({ ...drafts, [verb]: { from, changes: getText(url, "c") } });
+    const { from: origin = null, changes = null } = drafts[next] ?? {};
+    setUrl({ verb: next, from: origin, ...putText("c", changes) });
+  };
+  return (
+    <>
+      {model.error && from !== null && (
+        <Failure error={model.error} what={`The settings of ${from} cannot be read: these are the defaults.`} />
+      )}
+      <Form key={`${verb}/${from}`} verb={verb} verbs={verbs} schema={schema} given={given} onVerb={choose} />
+    </>
+  );
 }
 
 interface FormProps {
   verb: string;
   verbs: string[];
+  onVerb: (verb: string) => void;
   schema: SchemaNode;
   /** The settings of the run that this one is to be like. */
   given: Record<string, unknown>;
 }
 
-function Form({ verb, verbs, schema, given }: FormProps) {
+function Form({ verb, verbs, schema, given, onVerb }: FormProps) {
   const [url, setUrl] = useUrl();
   const [, navigate] = useLocation();
   const client = useQueryClient();
   const fields = useMemo(() => fieldsOf(schema), [schema]);
   const changes = useMemo(
-    () => ({ ...differing(fields, schema, given), ...readChanges(url.get("c")) }),
+    () => ({ ...differing(fields, schema, given), ...readChanges(getText(url, "c")) }),
     [fields, schema, given, url],
   );
-  const [name, setName] = useState("");
+  const name = url.get("name") ?? "";
   const [sought, setSought] = useState("");
   const [refused, setRefused] = useState<Problem[]>([]);
   const body = useMemo(() => ({ verb, config: changes, ...(name ? { name } : {}) }), [verb, changes, name]);
@@ -76,7 +91,7 @@ function Form({ verb, verbs, schema, given }: FormProps) {
     const next: Record<string, unknown> = { ...changes, [field.name]: value };
     if (same(value, field.fallback) && !(field.name in given)) delete next[field.name];
     setRefused([]);
-    setUrl({ c: Object.keys(next).length ? JSON.stringify(next) : null });
+    setUrl(putText("c", Object.keys(next).length ? JSON.stringify(next) : null));
   };
   const { asked = {}, config: answered } = check.data ?? {};
   // An answer is late by a moment: of what was changed since, it still tells the old value.
@@ -111,7 +126,7 @@ function Form({ verb, verbs, schema, given }: FormProps) {
             <SegmentedControl
               aria-label="What to train"
               value={verb}
-              onChange={(next) => setUrl({ verb: next, c: null, from: null })}
+              onChange={onVerb}
               data={verbs.map((value) => ({ value, label: VERBS[value] ?? value }))}
             />
           )}
@@ -119,14 +134,17 @@ function Form({ verb, verbs, schema, given }: FormProps) {
         <Presets
           verb={verb}
           changes={changes}
-          onChoose={(config) => setUrl({ c: JSON.stringify({ ...changes, ...config }) })}
+          onChoose={(config) => setUrl(putText("c", JSON.stringify({ ...changes, ...config })))}
         />
         <div className="row names">
           <TextInput
             label="Name"
             description="Its folder; unset: verb, data and date"
             value={name}
-            onChange={(event) => setName(event.currentTarget.value)}
+            onChange={(event) => {
+              setRefused([]);
+              setUrl({ name: event.currentTarget.value || null });
+            }}
             error={problems.find((problem) => problem.field === "name")?.message}
             spellCheck={false}
           />
@@ -170,11 +188,7 @@ function Form({ verb, verbs, schema, given }: FormProps) {
               size="sm"
               leftSection={<Icon name="copy" size={14} />}
               disabled={!check.data?.command}
-              onClick={() =>
-                void navigator.clipboard
-                  .writeText(check.data?.command ?? "")
-                  .then(() => say("Command copied."), sayError)
-              }
+              onClick={() => copyCommand(check.data?.command)}
             >
               Copy as command
             </Button>
@@ -204,8 +218,8 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
   const { data: corpora } = useQuery(corporaQuery);
   const { data: datasets } = useQuery(datasetsQuery);
   const suggestions: Record<string, string[]> = {
-    corpus: corpora?.map((entry) => entry.name) ?? [],
-    dataset: datasets?.map((entry) => entry.name) ?? [],
+    corpus: namesOf(corpora),
+    dataset: namesOf(datasets),
   };
   const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
   const matches = (field: Field): boolean =>
@@ -239,6 +253,11 @@ function Sections({ fields, sought, values, problemOf, onChange }: SectionsProps
       })}
     </>
   );
+}
+
+/** Each once: a list of choices breaks over one that is there twice. */
+function namesOf(entries: CatalogueEntry[] | undefined): string[] {
+  return [...new Set(entries?.map((entry) => entry.name))];
 }
 
 interface SectionProps {
@@ -292,19 +311,11 @@ function Presets({
           onClick={() => onChoose(preset.config)}
         >
           <b>{preset.label ?? preset.name}</b>
-          <span>{describe(preset.gives) || (told && preset.description)}</span>
+          <span>{told && preset.description}</span>
         </button>
       ))}
     </div>
   );
-}
-
-function describe(gives: Record<string, unknown> | undefined): string {
-  return Object.entries(gives ?? {})
-    .map(([key, value]) =>
-      typeof value === "string" ? value.split("/").pop() : `${key.replaceAll("_", " ")} ${String(value)}`,
-    )
-    .join(" + ");
 }
 
 /** The settings of another run that are not the defaults. */

@@ -1,9 +1,9 @@
+import { COLORS } from "../../charts/groups";
 import { formatInteger, formatValue } from "../../format";
 import { lrScale, peaks, type Schedule } from "./schedule";
 
 const WIDTH = 320;
 const HEIGHT = 96;
-const COLORS = ["--c1", "--c2", "--c3", "--c4"];
 
 /** The learning rates of the run to come. */
 export function SchedulePreview({

@@ -1,5 +1,5 @@
+import { useDebouncedValue } from "@mantine/hooks";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
-import { useEffect, useState } from "react";
 import { send } from "../../api/client";
 import type { Check } from "../../api/types";
 
@@ -14,11 +14,7 @@ interface CheckBody {
 /** Whether the server would take these settings, what it says of each field, and the command that means the same.
  * `asked`: the settings that it speaks of, which may have been changed since. */
 export function useCheck(body: CheckBody) {
-  const [settled, setSettled] = useState(body);
-  useEffect(() => {
-    const timer = setTimeout(() => setSettled(body), SETTLE_MS);
-    return () => clearTimeout(timer);
-  }, [body]);
+  const [settled] = useDebouncedValue(body, SETTLE_MS);
   return useQuery({
     queryKey: ["check", settled],
     queryFn: async ({ signal }) => ({

@@ -20,12 +20,11 @@ export interface Sample {
 interface Props {
   run: RunSummary;
   texts: Texts;
-  samples: Sample[];
   onSample: Dispatch<SetStateAction<Sample[]>>;
 }
 
 /** A run at work answers with the weights that it has now, at its next step boundary, or while it is paused. */
-export function LiveText({ run, texts: { prompt, setPrompt }, samples, onSample }: Props) {
+export function LiveText({ run, texts: { prompt, setPrompt }, onSample }: Props) {
   const { data: known } = useQuery({ ...samplesQuery(run.id, "playground"), enabled: run.kind === "caption" });
   const ask = useMutation({
     mutationFn: ({ run, ...body }: { run: string; prompt?: string; image?: string }) =>
@@ -68,20 +67,25 @@ export function LiveText({ run, texts: { prompt, setPrompt }, samples, onSample 
           </SteadyButton>
         </form>
       )}
-      <ul className="answers" aria-live="polite" aria-label="Answers">
-        {samples.map(({ run: from, event: answer }) => (
-          <li key={`${from}/${answer.seq}`} className="card">
-            <span className="dim num">
-              {from}, step {formatInteger(answer.step)}
-            </span>
-            {answer.image && <img src={pictureUrl(from, answer.image)} alt="" width="48" height="48" />}
-            <p>
-              <span className="prompt">{answer.prompt} </span>
-              {answer.text}
-            </p>
-          </li>
-        ))}
-      </ul>
     </div>
+  );
+}
+
+export function Answers({ samples }: { samples: Sample[] }) {
+  return (
+    <ul className="answers" aria-live="polite" aria-label="Answers">
+      {samples.map(({ run: from, event: answer }) => (
+        <li key={`${from}/${answer.seq}`} className="card">
+          <span className="dim num">
+            {from}, step {formatInteger(answer.step)}
+          </span>
+          {answer.image && <img src={pictureUrl(from, answer.image)} alt="" width="48" height="48" />}
+          <p>
+            <span className="prompt">{answer.prompt} </span>
+            {answer.text}
+          </p>
+        </li>
+      ))}
+    </ul>
   );
 }

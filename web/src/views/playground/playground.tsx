@@ -7,7 +7,7 @@ import type { ModelEntry, RunSummary } from "../../api/types";
 import { formatBytes, formatCount } from "../../format";
 import { Failure, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
-import { LiveText, type Sample } from "./live";
+import { Answers, LiveText, type Sample } from "./live";
 import { Pictures, usePictures } from "./pictures";
 import { Text, useTexts } from "./text";
 import "./playground.css";
@@ -51,6 +51,7 @@ function Bench({ models, runs }: { models: ModelEntry[]; runs: RunSummary[] | un
   }, [named, first, setUrl]);
   const entry = models.find((model) => model.id === asked);
   const run = live.find((candidate) => `live:${candidate.id}` === asked);
+  const ended = runs && !run ? asked?.match(/^live:(.+)$/)?.[1] : undefined;
   const kind = entry?.kind ?? checkpointKind(asked, runs ?? []);
   const name = entry?.label ?? asked ?? "";
   return (
@@ -78,7 +79,17 @@ function Bench({ models, runs }: { models: ModelEntry[]; runs: RunSummary[] | un
           </p>
         </div>
       )}
-      {asked && !kind && !run && runs && (
+      {ended && (
+        <div className="notice">
+          The run {ended} is not at work (any more).{" "}
+          {models.some(({ id }) => id === `run:${ended}`) && (
+            <button type="button" className="linklike" onClick={() => setUrl({ model: `run:${ended}` })}>
+              Ask its model
+            </button>
+          )}
+        </div>
+      )}
+      {asked && !kind && !run && !ended && runs && (
         <div className="notice">
           The model <code>{asked}</code> is not there (any more). Choose another one.
         </div>
@@ -106,7 +117,8 @@ function Bench({ models, runs }: { models: ModelEntry[]; runs: RunSummary[] | un
           pictures={pictures}
         />
       )}
-      {run && <LiveText run={run} texts={texts} samples={samples} onSample={setSamples} />}
+      {run && <LiveText run={run} texts={texts} onSample={setSamples} />}
+      {(run || ended) && <Answers samples={samples} />}
     </>
   );
 }

@@ -5,7 +5,7 @@ import type { Token } from "../../api/types";
 import { formatValue } from "../../format";
 import { SteadyButton } from "../../ui/steady-button";
 import { sayError } from "../../ui/toast";
-import { useUrl } from "../../ui/url";
+import { getText, putText, useUrl } from "../../ui/url";
 import { reveal } from "./reveal";
 import { Alternatives, TokenText } from "./tokens";
 
@@ -50,7 +50,7 @@ export type Texts = ReturnType<typeof useTexts>;
 export function useTexts() {
   const [url] = useUrl();
   const [settings, setSettings] = useState<Settings>(() => fromUrl(url));
-  const [prompt, setPrompt] = useState(url.get("prompt") ?? "");
+  const [prompt, setPrompt] = useState(getText(url, "prompt") ?? "");
   const [answers, setAnswers] = useState<Answer[]>([]);
   const [shown, setShown] = useState(0);
   return { settings, setSettings, prompt, setPrompt, answers, setAnswers, shown, setShown };
@@ -88,7 +88,7 @@ export function Text({ model, name, texts }: { model: string; name: string; text
     setShown(made.key);
     setChosen(null);
     setBusy(true);
-    setUrl({ prompt: text || null, ...toUrl(settings) });
+    setUrl({ ...putText("prompt", text || null), ...toUrl(settings) });
     reveal(output.current);
     try {
       const { seed, ...rest } = settings;

@@ -1,15 +1,15 @@
 import { Button, SegmentedControl, Switch } from "@mantine/core";
+import { useDebouncedValue } from "@mantine/hooks";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from "react";
-import { get, runPath } from "../../api/client";
-import type { Series } from "../../api/types";
-import { LineBook, type XAxis } from "../../charts/book";
+import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
-import { chartsFor, type ChartSpec } from "../../charts/groups";
-import type { PlotContent } from "../../charts/content";
+import { fetchRows, fetchSeries } from "../../charts/fetch";
+import { chartsFor, lossKind, type ChartSpec } from "../../charts/groups";
+import type { PlotContent, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
-import type { Track } from "../../charts/track";
+import { pointsOf } from "../../charts/track";
 import { formatInteger, toNumber } from "../../format";
 import { MANY_ROWS, type RunStore } from "../../live/run-store";
 import { Failure, Waiting } from "../../ui/pieces";
@@ -23,8 +23,6 @@ const BUCKETS = 700;
 /** A table with fewer rows is wholly there: zooming asks for nothing. */
 const ALL_THERE = 2_500;
 
-type Window = [number, number] | null;
-
 export function Charts() {
   const { id, detail, store, cursor } = useRun();
   const [url, setUrl] = useUrl();
@@ -35,7 +33,8 @@ export function Charts() {
   const logged = (url.get("logy") ?? "").split(",").filter(Boolean);
   const [window, setWindow] = useWindow(url, setUrl);
   const names = useNames(store, detail.metrics);
-  const specs = useMemo(() => chartsFor(names), [names]);
+  const kind = lossKind({ ...detail, metrics: names });
+  const specs = useMemo(() => chartsFor(names, [kind]), [names, kind]);
   const series = useSeries(id, store, specs, x, window);
   const book = useMemo(
     () => (series.data ? new LineBook(store, series.data, x, smoothing) : null),
@@ -128,16 +127,17 @@ interface RunChartProps {
 function RunChart({ spec, book, ...rest }: RunChartProps) {
   const { store, detail, cursor } = useRun();
   const model = useMemo((): ChartModel => {
-    const content = (): PlotContent => ({
+    const content = (from = book): PlotContent => ({
       lines: spec.lines.map((line) => ({
         id: `${line.table}/${line.key}`,
         label: line.label,
         color: line.color,
         dots: line.dots ?? false,
-        parts: book.tracks(line).map(({ raw, smooth, marks }) => ({
+        parts: from.tracks(line).map(({ raw, smooth, marks, placed }) => ({
           raw,
           smooth: (spec.smoothed || spec.stacked) && line.table === "metrics" ? smooth : null,
           marks,
+          placed,
         })),
       })),
       references: spec.references ? references(detail.start) : [],
@@ -148,13 +148,16 @@ function RunChart({ spec, book, ...rest }: RunChartProps) {
     });
     const points = (window: Window): { shown: number; total: number } => {
       const [line] = spec.lines;
-      const tracks = line ? book.tracks(line) : [];
-      if (!tracks.some((track) => track.reduced)) return { shown: 0, total: 0 };
-      const sum = (of: (track: Track) => number): number => tracks.reduce((total, track) => total + of(track), 0);
-      return { shown: sum((track) => track.pointsIn(window)), total: Math.round(sum((track) => track.rowsIn(window))) };
+      return pointsOf(line ? book.tracks(line) : [], window);
+    };
+    const rows = async (window: Window): Promise<PlotContent> => {
+      if (!spec.lines.some((line) => book.tracks(line).some((track) => track.reduced))) return content();
+      const series = await fetchRows(detail.id, spec.lines.map(nameOf), book.x, window);
+      return content(new LineBook(NOTHING_LIVE, series, book.x, book.smoothing));
     };
     return {
-      content,
+      content: () => content(),
+      rows,
       points,
       note: book.firstLook ? "a first look, while the server reads the log" : undefined,
       subscribe: store.subscribe,
@@ -219,13 +222,11 @@ function useNames(store: RunStore, known: string[]): string[] {
 
 function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, window: Window) {
   const [epoch, setEpoch] = useState(0); // grows when so many live rows are held that a fresh base is cheaper
-  const names = specs.flatMap(({ lines }) =>
-    lines.map(({ table, key }) => (table === "validation" ? `validation/${key}` : key)),
-  );
+  const names = specs.flatMap(({ lines }) => lines.map(nameOf));
   const wanted = [...new Set(names)].sort().join(",");
   const whole = useQuery({
     queryKey: ["run", id, "series", wanted, store.key, store.skips, epoch],
-    queryFn: ({ signal }) => fetchSeries(id, "step", wanted, null, signal),
+    queryFn: ({ signal }) => fetchSeries(id, { x: "step", metrics: wanted, window: null, points: BUCKETS }, signal),
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
     enabled: specs.length > 0,
@@ -234,10 +235,10 @@ function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, wi
   const based = whole.data?.tables.metrics?.total ?? 0;
   const reduced = useSyncExternalStore(store.subscribe, () => based + store.metrics.rows > ALL_THERE);
   const full = useSyncExternalStore(store.subscribe, () => store.metrics.rows > MANY_ROWS);
-  const settled = useSettled(window, 150);
+  const [settled] = useDebouncedValue(window, 150);
   const detail = useQuery({
     queryKey: ["run", id, "series", x, wanted, settled, store.key, store.skips, epoch],
-    queryFn: ({ signal }) => fetchSeries(id, x, wanted, settled, signal),
+    queryFn: ({ signal }) => fetchSeries(id, { x, metrics: wanted, window: settled, points: BUCKETS }, signal),
     enabled: settled !== null && reduced,
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
@@ -253,32 +254,13 @@ function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, wi
   return { data: base, error: whole.error };
 }
 
-function fetchSeries(id: string, x: XAxis, metrics: string, window: Window, signal: AbortSignal): Promise<Series> {
-  const query = new URLSearchParams({ metrics, x, points: String(BUCKETS) });
-  if (window) {
-    const margin = (window[1] - window[0]) / 2; // room to move before the next answer
-    query.set("from", String(window[0] - margin));
-    query.set("to", String(window[1] + margin));
-  }
-  return get<Series>(`${runPath(id)}/series?${query}`, signal);
-}
-
-function useSettled<T>(value: T, ms: number): T {
-  const [settled, setSettled] = useState(value);
-  useEffect(() => {
-    const timer = setTimeout(() => setSettled(value), ms);
-    return () => clearTimeout(timer);
-  }, [value, ms]);
-  return settled;
-}
-
 /** The zoomed range: at once on the charts, a moment later in the address. */
 function useWindow(url: URLSearchParams, setUrl: ReturnType<typeof useUrl>[1]): [Window, (window: Window) => void] {
   const [window, setWindow] = useState<Window>(() => {
     const [from, to] = [Number(url.get("from") ?? Number.NaN), Number(url.get("to") ?? Number.NaN)];
     return from < to ? [from, to] : null;
   });
-  const settled = useSettled(window, 400);
+  const [settled] = useDebouncedValue(window, 400);
   useEffect(() => {
     const name = (value: number | undefined): string | null =>
       value === undefined ? null : String(Number(value.toPrecision(12)));

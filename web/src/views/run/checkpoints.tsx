@@ -1,4 +1,4 @@
-import { ActionIcon, Button, Checkbox, Menu, Modal } from "@mantine/core";
+import { ActionIcon, Button, Checkbox, Menu } from "@mantine/core";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { useLocation } from "wouter";
@@ -6,6 +6,7 @@ import { runPath, send } from "../../api/client";
 import { checkpointsQuery, useRunAction } from "../../api/queries";
 import type { Checkpoint } from "../../api/types";
 import { formatAgo, formatBytes, formatInteger, formatTime, formatValue, metricName } from "../../format";
+import { Confirm } from "../../ui/confirm";
 import { Icon } from "../../ui/icons";
 import { Failure, Waiting } from "../../ui/pieces";
 import { say, sayError } from "../../ui/toast";
@@ -218,31 +219,23 @@ function ResumeFrom({
       },
     );
   return (
-    <Modal
-      opened
-      onClose={onClose}
+    <Confirm
       title={`Resume from step ${formatInteger(checkpoint.step)}?`}
-      closeButtonProps={{ "aria-label": "Close" }}
+      answers={["Cancel", "Resume"]}
+      pending={act.isPending}
+      onClose={onClose}
+      onConfirm={resume}
     >
-      {later.length === 0 ? (
-        <p>The run goes on exactly from this state.</p>
-      ) : (
-        <p>
-          The run goes on exactly from this state. Its{" "}
-          {later.length === 1 ? "later checkpoint is" : `${later.length} later checkpoints are`} deleted:{" "}
+      The run goes on exactly from this state.
+      {later.length > 0 && (
+        <>
+          {" "}
+          Its {later.length === 1 ? "later checkpoint is" : `${later.length} later checkpoints are`} deleted:{" "}
           <strong>{formatBytes(later.reduce((sum, other) => sum + other.bytes, 0))}</strong>. The log and the curves
           keep what happened.
-        </p>
+        </>
       )}
-      <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose}>
-          Cancel
-        </Button>
-        <Button loading={act.isPending} onClick={resume} data-autofocus>
-          Resume
-        </Button>
-      </div>
-    </Modal>
+    </Confirm>
   );
 }
 
@@ -260,21 +253,18 @@ function DeleteCheckpoint({ checkpoint, onClose }: { checkpoint: Checkpoint; onC
     },
   });
   return (
-    <Modal opened onClose={onClose} title={`Delete ${checkpoint.name}?`} closeButtonProps={{ "aria-label": "Close" }}>
-      <p>
-        The state of step {formatInteger(checkpoint.step)} goes for good:{" "}
-        <strong>{formatBytes(checkpoint.bytes)}</strong>.
-        {checkpoint.latest && " It is the latest: resuming would begin further back."}
-        {checkpoint.best && " It is the best one."}
-      </p>
-      <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose} data-autofocus>
-          Keep it
-        </Button>
-        <Button color="red.8" loading={remove.isPending} onClick={() => remove.mutate()}>
-          Delete
-        </Button>
-      </div>
-    </Modal>
+    <Confirm
+      title={`Delete ${checkpoint.name}?`}
+      answers={["Keep it", "Delete"]}
+      final
+      pending={remove.isPending}
+      onClose={onClose}
+      onConfirm={() => remove.mutate()}
+    >
+      The state of step {formatInteger(checkpoint.step)} goes for good:{" "}
+      <strong>{formatBytes(checkpoint.bytes)}</strong>.
+      {checkpoint.latest && " It is the latest: resuming would begin further back."}
+      {checkpoint.best && " It is the best one."}
+    </Confirm>
   );
 }

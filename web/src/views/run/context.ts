@@ -1,6 +1,6 @@
 import { useQueryClient } from "@tanstack/react-query";
-import { createContext, useContext, useEffect, useEffectEvent, useState, useSyncExternalStore } from "react";
-import { runQuery } from "../../api/queries";
+import { createContext, useContext, useEffect, useState, useSyncExternalStore } from "react";
+import { askAgain, runQuery } from "../../api/queries";
 import type { RunDetail, RunSummary } from "../../api/types";
 import { Cursor } from "../../charts/cursor";
 import type { Connection } from "../../live/feed";
@@ -51,23 +51,31 @@ const CHANGES = new Set(["start", "paused", "resumed", "stopping", "complete", "
 export function useRunStore(detail: RunDetail | undefined): RunStore | null {
   const client = useQueryClient();
   const [store, setStore] = useState<RunStore | null>(null);
+  const [run, setRun] = useState(0); // grows when the name has gone over to another run
   const id = detail?.id;
-  const seq = useEffectEvent(() => detail?.seq ?? 0);
   useEffect(() => {
     if (id === undefined) return;
-    const made = new RunStore(id, seq());
+    const { seq = 0, started = null } = client.getQueryData(runQuery(id).queryKey) ?? {};
+    const made = new RunStore(id, seq, started);
+    const renew = async (): Promise<void> => {
+      await client.invalidateQueries({ queryKey: runQuery(id).queryKey });
+      setRun((count) => count + 1);
+    };
     const end = made.onEvent((event) => {
       if (CHANGES.has(event.type)) void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
       if (event.type === "checkpoint") void client.invalidateQueries({ queryKey: ["run", id, "checkpoints"] });
       if (event.type === "complete") void client.invalidateQueries({ queryKey: ["models"] });
     });
-    let [status, skips] = ["", 0];
+    let [status, skips, connection] = ["", 0, made.connection];
     const endStatus = made.subscribe(() => {
+      if (made.replaced) return void renew();
       const now = made.run?.status ?? "";
       if ((status && now !== status) || made.skips !== skips)
         void client.invalidateQueries({ queryKey: runQuery(id).queryKey, exact: true });
       status = now; // a crash, for one, is no event
       skips = made.skips;
+      if (connection === "reconnecting" && made.connection === "live") askAgain(client);
+      connection = made.connection;
     });
     setStore(made);
     expose(made);
@@ -77,7 +85,7 @@ export function useRunStore(detail: RunDetail | undefined): RunStore | null {
       made.close();
       setStore(null);
     };
-  }, [id, client]);
+  }, [id, client, run]);
   return store;
 }
 

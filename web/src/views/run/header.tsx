@@ -1,4 +1,4 @@
-import { ActionIcon, Button, Menu, Modal, Tooltip } from "@mantine/core";
+import { ActionIcon, Menu, Tooltip } from "@mantine/core";
 import { useEffect, useRef, useState } from "react";
 import { Link, useLocation } from "wouter";
 import { usePatchRun, useRunAction } from "../../api/queries";
@@ -13,11 +13,12 @@ import {
   toNumber,
 } from "../../format";
 import type { Connection } from "../../live/feed";
+import { Confirm } from "../../ui/confirm";
 import { Icon, type IconName } from "../../ui/icons";
 import { useKeys } from "../../ui/keys";
 import { ACTIVE, StatusPill } from "../../ui/pieces";
 import { SteadyButton } from "../../ui/steady-button";
-import { say, sayError } from "../../ui/toast";
+import { copyCommand, say, sayError } from "../../ui/toast";
 import { DeleteDialog, LabelsDialog } from "../runs/dialogs";
 import { useDoubt } from "../../ui/doubt";
 import { useConnection, useNumbers, useRun, useSummary } from "./context";
@@ -135,25 +136,17 @@ function Actions({ run }: { run: RunSummary }) {
         );
       })}
       <MoreMenu run={run} />
-      <Modal
+      <Confirm
         opened={killing}
-        onClose={() => setKilling(false)}
         title={`Kill ${id}?`}
-        closeButtonProps={{ "aria-label": "Close" }}
+        answers={["Let it run", "Kill"]}
+        final
+        onClose={() => setKilling(false)}
+        onConfirm={() => ask("kill")}
       >
-        <p>
-          The process ends at once (SIGKILL). Steps since the last checkpoint are computed again when you resume. “Stop
-          and save” loses nothing.
-        </p>
-        <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-          <Button variant="default" onClick={() => setKilling(false)} data-autofocus>
-            Let it run
-          </Button>
-          <Button color="red.8" onClick={() => ask("kill")}>
-            Kill
-          </Button>
-        </div>
-      </Modal>
+        The process ends at once (SIGKILL). Steps since the last checkpoint are computed again when you resume. “Stop
+        and save” loses nothing.
+      </Confirm>
     </div>
   );
 }
@@ -192,13 +185,7 @@ function MoreMenu({ run }: { run: RunSummary }) {
             {detail.pinned ? "Unpin" : "Pin"}
           </Menu.Item>
           <Menu.Item onClick={() => setDialog("labels")}>Tags and note</Menu.Item>
-          <Menu.Item
-            onClick={() =>
-              void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)
-            }
-          >
-            Copy as command
-          </Menu.Item>
+          <Menu.Item onClick={() => copyCommand(detail.command)}>Copy as command</Menu.Item>
           <Menu.Item color="var(--bad)" disabled={!run.actions.includes("delete")} onClick={() => setDialog("delete")}>
             Delete ({formatBytes(detail.bytes)})
           </Menu.Item>

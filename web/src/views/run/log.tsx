@@ -4,22 +4,31 @@ import { get, runPath } from "../../api/client";
 import { useRunAction } from "../../api/queries";
 import type { Num, RunEvent } from "../../api/types";
 import { formatInteger, formatTime, formatValue } from "../../format";
-import { Facts } from "../../ui/pieces";
+import { Facts, Failure } from "../../ui/pieces";
 import { sayError } from "../../ui/toast";
 import { useRun, useSummary } from "./context";
+import { overwritten } from "./overwritten";
 import { useJournal } from "./warnings";
+
+interface LogPart {
+  text: string;
+  /** Where to go on reading. */
+  offset: number;
+  size: number;
+}
 
 const FOLLOW_MS = 1_000;
 const MOST_CHARACTERS = 400_000;
 
 export function LogView() {
   const { cursor } = useRun();
-  const journal = useJournal(1_000);
+  const { journal, error } = useJournal(1_000);
   return (
     <div className="log-view">
       <section aria-label="Journal">
         <h2>Journal</h2>
         <NoteForm />
+        {error && <Failure error={error} what="The journal cannot be read." />}
         <ol className="journal">
           {journal.map((event) => (
             <li key={event.seq} className={event.type}>
@@ -112,41 +121,41 @@ function NoteForm() {
   );
 }
 
-/** Follows log.txt; stays at the end while the reader is at the end. */
+/** Follows log.txt from some way before its end; stays at the end while the reader is at the end. */
 function Output() {
-  const { id } = useRun();
+  const { id, store } = useRun();
   const [text, setText] = useState("");
   const [problem, setProblem] = useState<string | null>(null);
   const box = useRef<HTMLPreElement>(null);
   const atEnd = useRef(true);
   useEffect(() => {
     const abort = new AbortController();
+    const ask = (query: string): Promise<LogPart> => get<LogPart>(`${runPath(id)}/log?${query}`, abort.signal);
     let offset: number | null = null;
     let timer: ReturnType<typeof setTimeout> | undefined;
     const read = async (): Promise<void> => {
+      let behind = false;
       try {
-        if (offset === null) {
-          const first = await get<{ lines: string[]; size: number }>(`${runPath(id)}/log?lines=1000`, abort.signal);
-          offset = first.size;
-          setText(first.lines.length ? `${first.lines.join("\n")}\n` : "");
-        } else {
-          const next = await get<{ text: string; offset: number }>(`${runPath(id)}/log?offset=${offset}`, abort.signal);
-          offset = next.offset;
-          if (next.text) setText((held) => (held + next.text).slice(-MOST_CHARACTERS));
-        }
+        const from: number = offset ?? Math.max(0, (await ask("lines=1")).size - MOST_CHARACTERS);
+        const part = await ask(`offset=${from}`);
+        const begun = offset === null && from > 0 ? part.text.indexOf("\n") + 1 : 0; // in mid-line
+        offset = part.offset;
+        behind = offset < part.size;
+        if (part.text) setText((held) => overwritten(held + part.text.slice(begun)).slice(-MOST_CHARACTERS));
         setProblem(null);
       } catch (error) {
         if (abort.signal.aborted) return;
         setProblem(error instanceof Error ? error.message : String(error));
       }
-      timer = setTimeout(() => void read(), FOLLOW_MS);
+      timer = setTimeout(() => void read(), behind ? 0 : FOLLOW_MS);
     };
+    setText("");
     void read();
     return () => {
       abort.abort();
       clearTimeout(timer);
     };
-  }, [id]);
+  }, [id, store]);
   useEffect(() => {
     if (box.current && atEnd.current) box.current.scrollTop = box.current.scrollHeight;
   }, [text]);

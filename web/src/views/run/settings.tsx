@@ -3,7 +3,7 @@ import type { ReactNode } from "react";
 import { Link } from "wouter";
 import { formatBytes, formatCount, formatInteger } from "../../format";
 import { Facts } from "../../ui/pieces";
-import { say, sayError } from "../../ui/toast";
+import { copyCommand } from "../../ui/toast";
 import { useRun } from "./context";
 
 /** The run as it was asked for, and what it found when it began. */
@@ -15,12 +15,7 @@ export function Settings() {
         <div className="spread">
           <h2>Command</h2>
           <div className="row">
-            <Button
-              variant="default"
-              onClick={() =>
-                void navigator.clipboard.writeText(detail.command ?? "").then(() => say("Command copied."), sayError)
-              }
-            >
+            <Button variant="default" onClick={() => copyCommand(detail.command)}>
               Copy
             </Button>
             <Button variant="default" component={Link} href={`/new?from=${encodeURIComponent(detail.id)}`}>

@@ -8,10 +8,10 @@ import { useRun, useSummary } from "./context";
 const TYPES = "warning,paused,error,note,complete,stopping,resumed,start,checkpoint,command";
 
 /** The run's events that are words rather than numbers, newest first. */
-export function useJournal(limit: number): RunEvent[] {
+export function useJournal(limit: number): { journal: RunEvent[]; error: Error | null } {
   const { id, store } = useRun();
   useSyncExternalStore(store.subscribe, () => store.others.length);
-  const { data } = useQuery({
+  const { data, error } = useQuery({
     queryKey: ["run", id, "journal", limit, store.key, store.skips],
     queryFn: ({ signal }) =>
       get<{ events: RunEvent[]; last_seq: number }>(
@@ -24,14 +24,14 @@ export function useJournal(limit: number): RunEvent[] {
   const through = data?.last_seq ?? 0;
   const types = TYPES.split(",");
   const live = data ? store.others.filter((event) => event.seq > through && types.includes(event.type)) : [];
-  return [...(data?.events ?? []), ...live].toReversed();
+  return { journal: [...(data?.events ?? []), ...live].toReversed(), error };
 }
 
 /** What a person should not miss while looking at curves. */
 export function Warnings() {
   const { detail } = useRun();
   const run = useSummary();
-  const journal = useJournal(200);
+  const { journal } = useJournal(200);
   const warnings = journal.filter((event) => event.type === "warning");
   const paused = run.status === "paused" ? journal.find((event) => event.type === "paused") : undefined;
   const count = Math.max(warnings.length, detail.counts.warning ?? 0);

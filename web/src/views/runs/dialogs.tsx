@@ -5,6 +5,7 @@ import { runPath, send } from "../../api/client";
 import { runQuery, runsQuery, usePatchRun } from "../../api/queries";
 import type { RunSummary } from "../../api/types";
 import { formatBytes } from "../../format";
+import { Confirm } from "../../ui/confirm";
 import { say, sayError } from "../../ui/toast";
 
 interface Props {
@@ -69,19 +70,16 @@ export function DeleteDialog({ run, onClose, onDeleted }: Props & { onDeleted?: 
     onError: sayError,
   });
   return (
-    <Modal opened onClose={onClose} title={`Delete ${run.id}?`} closeButtonProps={{ "aria-label": "Close" }}>
-      <p>
-        The folder with its log, checkpoints, samples and model goes for good:{" "}
-        <strong className="num">{detail ? formatBytes(detail.bytes) : "…"}</strong>.
-      </p>
-      <div className="row" style={{ justifyContent: "flex-end", marginTop: 16 }}>
-        <Button variant="default" onClick={onClose} data-autofocus>
-          Keep it
-        </Button>
-        <Button color="red.8" loading={remove.isPending} onClick={() => remove.mutate()}>
-          Delete{detail ? ` ${formatBytes(detail.bytes)}` : ""}
-        </Button>
-      </div>
-    </Modal>
+    <Confirm
+      title={`Delete ${run.id}?`}
+      answers={["Keep it", detail ? `Delete ${formatBytes(detail.bytes)}` : "Delete"]}
+      final
+      pending={remove.isPending}
+      onClose={onClose}
+      onConfirm={() => remove.mutate()}
+    >
+      The folder with its log, checkpoints, samples and model goes for good:{" "}
+      <strong className="num">{detail ? formatBytes(detail.bytes) : "…"}</strong>.
+    </Confirm>
   );
 }

@@ -142,6 +142,18 @@ export default function Runs() {
           </table>
         </div>
       )}
+      {data && data.left_out.length > 0 && (
+        <div className="notice" style={{ marginTop: 14 }}>
+          <strong>
+            {data.left_out.length === 1 ? "One folder is" : `${data.left_out.length} folders are`} not listed.
+          </strong>
+          <ul>
+            {data.left_out.map(({ name, message }) => (
+              <li key={name}>{message}</li>
+            ))}
+          </ul>
+        </div>
+      )}
       {labelled && <LabelsDialog run={labelled} onClose={close} />}
       {doomed && <DeleteDialog run={doomed} onClose={close} onDeleted={() => leave(doomed.id)} />}
     </>
