@@ -12,9 +12,9 @@ import pytest
 
 from limner.runs import EventWriter, Status
 from limner.runs.index import RunIndex
-from limner.runs.launch import Launch, status_of
+from limner.runs.launch import Launch
 from limner.runs.series import names, seconds_to_go, series, sparkline
-from limner.runs.state import process_identity
+from limner.runs.state import process_identity, status_of
 
 
 @pytest.fixture
@@ -124,20 +124,20 @@ def test_series_in_buckets_keeps_extremes_and_axes(log: Path) -> None:
 
 def test_attempts_pauses_and_status(log: Path) -> None:
     index, me = RunIndex(log), process_identity()
-    assert status_of(index, None) == (Status.QUEUED, "")
+    assert status_of(index.told) == (Status.QUEUED, "")
     writer = EventWriter(log)
     writer.write("progress", 0, phase="tokenize", done=0, total=1, unit="", **me)
     index.update()
-    assert status_of(index, None) == (Status.RUNNING, "tokenize")
+    assert status_of(index.told) == (Status.RUNNING, "tokenize")
     writer.write("start", 0, kind="pretrain", total_steps=100, **me)
     writer.write("metrics", 1, loss=1.0)
     writer.write("paused", 1, reason="")
     index.update()
-    assert status_of(index, None)[0] is Status.PAUSED and index.pauses[0]["to"] is None
+    assert status_of(index.told)[0] is Status.PAUSED and index.pauses[0]["to"] is None
     writer.write("resumed", 1)
     writer.write("stopping", 1)
     index.update()
-    assert status_of(index, None)[0] is Status.STOPPING and index.pauses[0]["to"] is not None
+    assert status_of(index.told)[0] is Status.STOPPING and index.pauses[0]["to"] is not None
     writer.write("complete", 1, reason="stopped")
     writer.close()
     second = EventWriter(log)
@@ -146,12 +146,12 @@ def test_attempts_pauses_and_status(log: Path) -> None:
     second.write("metrics", 2, loss=1.0)
     index.update()
     assert [attempt["first_step"] for attempt in index.attempts] == [0, 1]
-    assert status_of(index, None) == (Status.CRASHED, "its process is gone")
+    assert status_of(index.told) == (Status.CRASHED, "its process is gone")
     launch = Launch([], "cpu", time.time() - 50, me["host"], dead["pid"], dead["pid_started"], returncode=-9)
-    assert status_of(index, launch) == (Status.CRASHED, "killed by SIGKILL")
+    assert status_of(index.told, launch) == (Status.CRASHED, "killed by SIGKILL")
     again = Launch.of_process([], "cpu", me["pid"])
-    assert status_of(index, again) == (Status.RUNNING, "starting")  # launched anew, and silent yet
-    assert status_of(index, again.with_end(1)) == (Status.FAILED, "exit code 1")
+    assert status_of(index.told, again) == (Status.RUNNING, "starting")  # launched anew, and silent yet
+    assert status_of(index.told, again.with_end(1)) == (Status.FAILED, "exit code 1")
 
 
 def test_launch_is_read_back(tmp_path: Path) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import write_run
 from starlette.testclient import TestClient
 
-from limner.runs import Run
+from limner.cli.main import main
+from limner.runs import EventWriter, Run, create_run
 from limner.runs.folder import being_read, write_config
+from limner.runs.index import RunIndex
+from limner.runs.launch import Launch
+from limner.runs.state import process_identity
+from limner.server.summary import summarize
 
 
 def test_list_and_detail(client: TestClient, runs_dir: Path) -> None:
@@ -158,3 +166,90 @@ def test_unknown_things_are_404_in_one_shape(client: TestClient) -> None:
         answer = client.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
     assert client.post("/api/runs/none/pause").json()["error"]["code"] == "not_found"
+
+
+ALIVE = process_identity()
+DEAD = ALIVE | {"pid": 2**22 + 7}
+GONE = "its process is gone"
+LAUNCHES = {
+    "none": None,
+    "alive": Launch([], "cpu", time.time() + 1000, socket.gethostname(), ALIVE["pid"], ALIVE["pid_started"]),
+    "gone": Launch([], "cpu", time.time() + 1000, socket.gethostname(), DEAD["pid"], 1.0),
+    "exit 1": Launch([], "cpu", time.time() + 1000, socket.gethostname(), DEAD["pid"], 1.0, returncode=1),
+    "exit 0": Launch([], "cpu", time.time() + 1000, socket.gethostname(), DEAD["pid"], 1.0, returncode=0),
+    "before, SIGKILL": Launch([], "cpu", 1.0, socket.gethostname(), DEAD["pid"], 1.0, returncode=-9),
+    "before, another": Launch([], "cpu", 1.0, socket.gethostname(), 1, 1.0, returncode=-9),
+}
+LOGS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "empty": [],
+    "prepares": [("progress", {"phase": "tokenize", **ALIVE})],
+    "works": [("start", ALIVE), ("metrics", {"loss": 1.0})],
+    "holds": [("start", ALIVE), ("paused", {})],
+    "ends": [("start", ALIVE), ("stopping", {})],
+    "dead": [("start", DEAD), ("metrics", {"loss": 1.0})],
+    "stopped": [("start", DEAD), ("complete", {"reason": "stopped"})],
+    "completed": [("start", DEAD), ("complete", {"reason": "completed"})],
+    "failed": [("start", DEAD), ("error", {"message": "it broke"})],
+    "only noted": [("note", {"text": "x"})],
+}
+
+
+@pytest.mark.parametrize(
+    "log, launch, status, detail, resumable",
+    [
+        ("empty", "none", "queued", "", False),
+        ("empty", "alive", "running", "starting", False),
+        ("empty", "gone", "crashed", GONE, True),
+        ("empty", "exit 1", "failed", "exit code 1", True),
+        ("empty", "exit 0", "crashed", GONE, True),
+        ("prepares", "none", "running", "tokenize", False),
+        ("works", "none", "running", "", False),
+        ("works", "before, another", "running", "", False),
+        ("holds", "none", "paused", "", False),
+        ("ends", "none", "stopping", "", False),
+        ("dead", "none", "crashed", GONE, True),
+        ("dead", "before, SIGKILL", "crashed", "killed by SIGKILL", True),
+        ("dead", "before, another", "crashed", GONE, True),
+        ("dead", "alive", "running", "starting", False),
+        ("dead", "gone", "crashed", GONE, True),
+        ("dead", "exit 1", "failed", "exit code 1", True),
+        ("stopped", "none", "stopped", "", True),
+        ("stopped", "alive", "running", "starting", False),
+        ("stopped", "exit 0", "stopped", "", True),
+        ("completed", "none", "completed", "", False),
+        ("completed", "before, SIGKILL", "completed", "", False),
+        ("failed", "none", "failed", "it broke", True),
+        ("failed", "alive", "running", "starting", False),
+        ("failed", "gone", "failed", "it broke", True),
+        ("only noted", "none", "queued", "", False),
+    ],
+)
+def test_terminal_and_dashboard_tell_the_same_state(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    log: str,
+    launch: str,
+    status: str,
+    detail: str,
+    resumable: bool,
+) -> None:
+    """A run's state follows from its log and its last launch, whoever asks; nobody deletes one that is at work."""
+    run = create_run(tmp_path, "r", "train", {})
+    (run.checkpoints_path / "step-000001").mkdir()
+    writer = EventWriter(run.events_path)
+    for step, (kind, fields) in enumerate(LOGS[log]):
+        writer.write(kind, step, **fields)
+    writer.close()
+    if (last := LAUNCHES[launch]) is not None:
+        last.save(run.path)
+    index = RunIndex(run.events_path)
+    index.update()
+    shown = summarize(run, index).model_dump(mode="json")
+    assert main(["runs", "list", "--json", "--runs-dir", str(tmp_path)]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    same = ("status", "detail", "step", "total_steps", "resumable")
+    assert [listed[name] for name in same] == [shown[name] for name in same]
+    assert (listed["status"], listed["detail"], listed["resumable"]) == (status, detail, resumable)
+    at_work = status in ("running", "paused", "stopping")
+    assert main(["runs", "delete", "r", "--yes", "--runs-dir", str(tmp_path)]) == int(at_work)
+    assert run.path.exists() == at_work

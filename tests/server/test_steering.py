@@ -223,12 +223,12 @@ def test_check_gives_the_command(client: TestClient, runs_dir: Path) -> None:
 def test_the_command_line_means_the_same_settings(verb: str, settings: dict[str, Any]) -> None:
     from limner.cli.parse import parse
     from limner.config import command_line
-    from limner.server.verbs import config_type
+    from limner.server.verbs import RUN_CONFIGS
 
-    config = config_type(verb).model_validate(settings)
+    config = RUN_CONFIGS[verb].model_validate(settings)
     argv = command_line(verb, config)
     assert argv[:2] == ["limner", verb]
-    assert parse(config_type(verb), argv[2:], "limner") == config
+    assert parse(RUN_CONFIGS[verb], argv[2:], "limner") == config
 
 
 def test_schemas_and_presets(client: TestClient) -> None:

@@ -26,6 +26,7 @@ from limner.config.runs import (
     TailRun,
 )
 from limner.runs import EventReader, Run, Status, find_run, list_runs, send_command
+from limner.runs.state import Told
 
 Action = (
     Annotated[ListRuns, tyro.conf.subcommand("list")]
@@ -91,7 +92,7 @@ def _list(action: ListRuns) -> int:
 
 def _summary(one: Run) -> dict[str, Any]:
     events = one.events()
-    state = one.state(events)
+    state = one.state(Told.by(events))
     loss = next((e["loss"] for e in reversed(events) if e["type"] == "metrics"), None)
     best = next((e for e in reversed(events) if e["type"] == "checkpoint" and e.get("best")), None)
     told = ", ".join(f"{k} {v:.4g}" for k, v in best["metrics"].items() if isinstance(v, float)) if best else None

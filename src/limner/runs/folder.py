@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from limner.runs.events import Event, EventReader
-from limner.runs.state import STATUS_EVENTS, RunState, Status, derive_status, process_alive
+from limner.runs.launch import Launch
+from limner.runs.state import RunState, Told, status_of
 
 try:
     import fcntl
@@ -92,20 +93,18 @@ class Run:
         paths = [self.checkpoints_path / name for name in sorted(names) if name.startswith("step-")]
         return [path for path in paths if path.is_dir()]
 
-    def state(self, events: list[Event] | None = None) -> RunState:
-        """What the run is doing now. ``events``: the whole log, where the caller has read it already."""
-        events = self.events() if events is None else events
-        start = next((event for event in reversed(events) if event["type"] == "start"), None)
-        last = next((event for event in reversed(events) if event["type"] in STATUS_EVENTS), None)
-        process = next((event for event in reversed(events) if "pid" in event), None)
-        alive = process is not None and process_alive(process, events[-1]["time"])
-        status, detail = derive_status(last, alive)
-        finished = status in (Status.COMPLETED, Status.QUEUED)
+    def state(self, told: Told | None = None) -> RunState:
+        """What the run is doing now. ``told``: what its log tells, where the caller has read it already."""
+        told = Told.by(self.events()) if told is None else told
+        launch = Launch.load(self.path)
+        status, detail = status_of(told, launch)
+        start = told.start or {}
         return RunState(
             status=status,
-            step=events[-1]["step"] if events else 0,
-            total_steps=start.get("total_steps") if start else None,
-            resumable=not finished and not status.active and bool(self.checkpoints()),
+            step=told.last["step"] if told.last else 0,
+            total_steps=start.get("total_steps"),
+            resumable=status.unfinished and bool(self.checkpoints()),
+            device=start.get("device") or (launch.device if launch else None),
             detail=detail,
         )
 

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from limner.runs.events import EVENT_TYPES, Event, decode_number
 from limner.runs.pyramid import Grower, Pyramid
-from limner.runs.state import STATUS_EVENTS
+from limner.runs.state import STATUS_EVENTS, Told
 
 TABLES = ("metrics", "validation")
 """The event types whose numbers become columns."""
@@ -101,6 +101,11 @@ class RunIndex:
     @property
     def last_seq(self) -> int:
         return len(self._offsets)
+
+    @property
+    def told(self) -> Told:
+        with self.lock:
+            return Told(self.starts[-1] if self.starts else None, self.status_event, self.identity, self.last)
 
     @property
     def nbytes(self) -> int:

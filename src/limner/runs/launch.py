@@ -13,9 +13,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from limner.runs.events import Event
-from limner.runs.index import RunIndex
-from limner.runs.state import Status, derive_status, exit_detail, process_alive
+from limner.runs.state import process_alive
 
 
 @dataclass(frozen=True)
@@ -59,33 +57,3 @@ class Launch:
             return Launch(**json.loads((run_folder / "launch.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
-
-
-def status_of(index: RunIndex, launch: Launch | None) -> tuple[Status, str]:
-    """What the run is doing, and why it failed or crashed, from its indexed log and its last launch."""
-    last = index.last
-    if launch is not None and (last is None or launch.time > last["time"]):
-        # Started again, and not a word from it yet.
-        if launch.alive():
-            return Status.RUNNING, "starting"
-        if launch.returncode is not None and launch.returncode != 0:
-            return Status.FAILED, exit_detail(launch.returncode)
-        if last is None:
-            return Status.CRASHED, "its process is gone"
-    if last is None:
-        return Status.QUEUED, ""
-    told, identity = index.status_event, index.identity
-    alive = identity is not None and process_alive(identity, last["time"])
-    status, detail = derive_status(told, alive)
-    if status is Status.CRASHED:
-        detail = _end(launch, identity)
-    elif status is Status.RUNNING and told is not None and told["type"] == "progress":
-        detail = str(told.get("phase", "starting"))
-    return status, detail
-
-
-def _end(launch: Launch | None, identity: Event | None) -> str:
-    same = launch is not None and identity is not None and launch.pid == identity.get("pid")
-    if same and launch is not None and launch.returncode is not None:
-        return exit_detail(launch.returncode)
-    return "its process is gone"

@@ -7,7 +7,12 @@ import socket
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from limner.runs.events import Event
+
+if TYPE_CHECKING:
+    from limner.runs.launch import Launch
 
 HEARTBEAT_SECONDS = 5.0
 """The trainer writes an event at least this often."""
@@ -30,17 +35,53 @@ class Status(StrEnum):
         """Whether a process is (or should be) at work on the run."""
         return self in (Status.RUNNING, Status.PAUSED, Status.STOPPING)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run has ended short of its goal."""
+        return self in (Status.STOPPED, Status.FAILED, Status.CRASHED)
+
 
 @dataclass(frozen=True)
 class RunState:
-    """A run at a glance. ``resumable``: a checkpoint lies there and the run is not complete."""
+    """A run at a glance (`Run.state`)."""
 
     status: Status
     step: int
     total_steps: int | None
     resumable: bool
-    detail: str = ""
-    """Why it failed or crashed, with the exit signal where it is known."""
+    """It has ended short of its goal, and a checkpoint lies there."""
+    device: str | None
+    """Where it computes, as its `start` says, or its launch."""
+    detail: str
+    """Why it failed or crashed, with the exit signal where it is known; of a running one, what it prepares."""
+
+
+STATUS_EVENTS = frozenset({"progress", "start", "paused", "resumed", "stopping", "complete", "error"})
+"""The events that change a run's status. A process's first event (`progress`, while it prepares data) and its
+`start` hold its `process_identity`."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a log tells of its run's state: the newest event of each kind, None where there is none yet."""
+
+    start: Event | None = None
+    status: Event | None = None
+    """Of `STATUS_EVENTS`."""
+    identity: Event | None = None
+    """With the `process_identity` of the process at work."""
+    last: Event | None = None
+
+    @staticmethod
+    def by(events: list[Event]) -> Told:
+        """As these events, the whole log, tell it."""
+        newest_first = events[::-1]
+        return Told(
+            start=next((event for event in newest_first if event["type"] == "start"), None),
+            status=next((event for event in newest_first if event["type"] in STATUS_EVENTS), None),
+            identity=next((event for event in newest_first if "pid" in event), None),
+            last=events[-1] if events else None,
+        )
 
 
 def process_identity() -> dict[str, Any]:
@@ -70,27 +111,35 @@ def process_alive(identity: dict[str, Any], last_event_time: float) -> bool:
         return False
 
 
-def derive_status(last_status_event: dict[str, Any] | None, alive: bool) -> tuple[Status, str]:
-    """The status that follows from the last event that says one, and from whether the process lives.
+def status_of(told: Told, launch: Launch | None = None) -> tuple[Status, str]:
+    """What a run is doing, and `RunState.detail`: from its log and from its last launch.
 
     Args:
-        last_status_event: the newest event whose type is in `STATUS_EVENTS`; None: there is none yet.
+        launch: None: none is known, and the log alone decides.
     """
-    if last_status_event is None:
+    last, event, identity = told.last, told.status, told.identity
+    if launch is not None and (last is None or launch.time > last["time"]):
+        # Started again, and not a word from it yet.
+        if launch.alive():
+            return Status.RUNNING, "starting"
+        if launch.returncode is not None and launch.returncode != 0:
+            return Status.FAILED, exit_detail(launch.returncode)
+        if last is None:
+            return Status.CRASHED, "its process is gone"
+    if last is None or event is None:
         return Status.QUEUED, ""
-    kind = last_status_event["type"]
+    kind = event["type"]
     if kind == "complete":
-        return (Status.STOPPED if last_status_event.get("reason") == "stopped" else Status.COMPLETED), ""
+        return (Status.STOPPED if event.get("reason") == "stopped" else Status.COMPLETED), ""
     if kind == "error":
-        return Status.FAILED, str(last_status_event.get("message", ""))
-    if not alive:
-        return Status.CRASHED, "its process is gone"
+        return Status.FAILED, str(event.get("message", ""))
+    if identity is None or not process_alive(identity, last["time"]):
+        same = launch is not None and identity is not None and launch.pid == identity["pid"]
+        seen = launch.returncode if same and launch is not None else None
+        return Status.CRASHED, "its process is gone" if seen is None else exit_detail(seen)
+    if kind == "progress":
+        return Status.RUNNING, str(event.get("phase", "starting"))
     return {"paused": Status.PAUSED, "stopping": Status.STOPPING}.get(kind, Status.RUNNING), ""
-
-
-STATUS_EVENTS = frozenset({"progress", "start", "paused", "resumed", "stopping", "complete", "error"})
-"""The events that change a run's status. A process's first event (`progress`, while it prepares data) and its
-`start` hold its `process_identity`."""
 
 
 def exit_detail(returncode: int) -> str:

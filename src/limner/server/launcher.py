@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from limner.runs import Run, Status
-from limner.runs.launch import Launch, status_of
+from limner.runs.launch import Launch
 from limner.runs.state import process_alive
 from limner.server.errors import Refusal
 from limner.server.watch import Runs
@@ -123,12 +123,9 @@ class Launcher:
             if watched.recorded or self.position(watched.run.name) is not None:
                 continue
             watched.index.update()
-            launch = Launch.load(watched.run.path)
-            status, _ = status_of(watched.index, launch)
-            if status.active:
-                told = watched.index.starts[-1].get("device") if watched.index.starts else None
-                device = str(told or (launch.device if launch else "cpu"))
-                busy[device.split(":")[0]] = watched.run.name
+            state = watched.run.state(watched.index.told)
+            if state.status.active:
+                busy[(state.device or "cpu").split(":")[0]] = watched.run.name
         return busy
 
     def _start(self, waiting: Waiting) -> None:

@@ -30,8 +30,7 @@ BATCH_BYTES = 64 << 10
 SNAPSHOT_EVENTS = 20_000
 """A gap of more events than this is not told one by one: the client fetches a chart of it instead."""
 RESYNC_EVENTS = 20_000
-RESYNC_BYTES = 32 << 20
-"""A client that falls behind the log by more than this, while it is told, must subscribe again."""
+"""A client that falls behind the log by more events than this, while it is told, must subscribe again."""
 PING_SECONDS = 10.0
 STATE_SECONDS = 2.0
 SEND_SECONDS = 60.0

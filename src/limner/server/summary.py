@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from limner.runs import Run, Status
 from limner.runs.index import RunIndex
-from limner.runs.launch import Launch, status_of
+from limner.runs.launch import Launch
 from limner.runs.series import names, seconds_to_go, sparkline
 
 Number = float | int | str | None
@@ -128,14 +129,14 @@ def write_labels(run: Run, labels: Labels) -> None:
 def summarize(run: Run, index: RunIndex, position: int | None = None, recorded: bool = False) -> RunSummary:
     """A run's summary; ``position``: its place in the queue."""
     with index.lock:
-        launch = Launch.load(run.path)
-        status, detail = (Status.QUEUED, "") if position is not None else status_of(index, launch)
-        start: dict[str, Any] = index.starts[-1] if index.starts else {}
-        last = index.last
+        told = index.told
+        state = run.state(told)
+        if position is not None:
+            state = replace(state, status=Status.QUEUED, resumable=False, detail="")
+        start, last = told.start or {}, told.last
         metrics = _numbers(index.last_metrics)
         unit = start.get("unit")
-        total = start.get("total_steps")
-        per_epoch = start.get("steps_per_epoch")
+        total, per_epoch = state.total_steps, start.get("steps_per_epoch")
         labels = read_labels(run)
         verb = str(run.config.get("verb", ""))
         kind = start.get("kind") or {"pretrain": "pretrain", "train": "caption", "demo": "caption"}.get(verb)
@@ -143,12 +144,12 @@ def summarize(run: Run, index: RunIndex, position: int | None = None, recorded: 
             id=run.name,
             verb=verb,
             kind=kind,
-            status=status,
-            detail=detail,
-            step=last["step"] if last else 0,
+            status=state.status,
+            detail=state.detail,
+            step=state.step,
             total_steps=total,
-            resumable=status in (Status.STOPPED, Status.FAILED, Status.CRASHED) and bool(run.checkpoints()),
-            actions=[] if recorded else ["stop", "delete"] if position is not None else list(ACTIONS[status]),
+            resumable=state.resumable,
+            actions=[] if recorded else ["stop", "delete"] if position is not None else list(ACTIONS[state.status]),
             queue_position=position,
             created=(run.path / "config.json").stat().st_mtime,
             started=index.attempts[0]["started"] if index.attempts else None,
@@ -156,10 +157,10 @@ def summarize(run: Run, index: RunIndex, position: int | None = None, recorded: 
             attempt=last["attempt"] if last else 0,
             seq=index.last_seq,
             elapsed=round(index.elapsed(), 3),
-            eta=seconds_to_go(index, total) if status in (Status.RUNNING, Status.PAUSED) else None,
+            eta=seconds_to_go(index, total) if state.status in (Status.RUNNING, Status.PAUSED) else None,
             epoch=metrics.get("epoch"),
             epochs=round(total / per_epoch, 3) if total and per_epoch else None,
-            device=start.get("device") or (launch.device if launch else None),
+            device=state.device,
             unit=unit,
             rate=metrics.get(f"{unit}_per_second"),
             last=metrics,
@@ -183,7 +184,7 @@ def describe(run: Run, index: RunIndex, summary: RunSummary) -> RunDetail:
             **summary.model_dump(),
             config=config,
             versions=run.config.get("versions", {}),
-            start=index.starts[-1] if index.starts else None,
+            start=index.told.start,
             command=_command(summary.verb, config, launch),
             bytes=run.size(),
             metrics=names(index),
@@ -199,7 +200,7 @@ def describe(run: Run, index: RunIndex, summary: RunSummary) -> RunDetail:
 def report(run: Run, index: RunIndex, summary: RunSummary) -> dict[str, Any]:
     """What a finished (or unfinished) run came to."""
     with index.lock:
-        start: dict[str, Any] = index.starts[-1] if index.starts else {}
+        start = index.told.start or {}
         directions = start.get("directions", {"eval_loss": "min"})
         ends = [pause["to"] or (summary.updated or pause["from"]) for pause in index.pauses]
         best = {}

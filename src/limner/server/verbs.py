@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 
 from limner.config import command_line
 from limner.config.base import RunConfig
+from limner.config.demo import DemoConfig
+from limner.config.pretrain import PRESET_NAMES, PretrainConfig
+from limner.config.train import PRESETS, TrainConfig
 from limner.server.errors import Refusal, wrong_fields
 
-RUN_VERBS = ("demo", "pretrain", "train")
-
-
-@lru_cache(maxsize=8)
-def config_type(verb: str) -> type[RunConfig]:
-    """The settings of a verb that makes runs: the run configuration that ``limner.config.<verb>`` defines.
-
-    Raises:
-        KeyError: there is no such verb, or this installation lacks it.
-    """
-    if verb not in RUN_VERBS:
-        raise KeyError(verb)
-    try:
-        module = import_module(f"limner.config.{verb}")
-    except ModuleNotFoundError as error:
-        raise KeyError(verb) from error
-    for found in vars(module).values():
-        if isinstance(found, type) and issubclass(found, RunConfig) and found.__module__ == module.__name__:
-            return found
-    raise KeyError(verb)
-
-
-def available() -> list[str]:
-    """The verbs of `RUN_VERBS` that can be used here."""
-    found = []
-    for verb in RUN_VERBS:
-        try:
-            config_type(verb)
-        except KeyError:
-            continue
-        found.append(verb)
-    return found
+RUN_CONFIGS: dict[str, type[RunConfig]] = {"demo": DemoConfig, "pretrain": PretrainConfig, "train": TrainConfig}
 
 
 def resolve(verb: str, settings: dict[str, Any]) -> RunConfig:
@@ -52,13 +22,11 @@ def resolve(verb: str, settings: dict[str, Any]) -> RunConfig:
     Raises:
         Refusal: the verb is unknown, or a setting is wrong; the fields are named ``config.<field>``.
     """
+    if verb not in RUN_CONFIGS:
+        message = f"'{verb[:50]}' makes no runs; use one of: {', '.join(RUN_CONFIGS)}."
+        raise Refusal("wrong_input", message, field="verb")
     try:
-        kind = config_type(verb)
-    except KeyError:
-        message = f"'{verb[:50]}' makes no runs here; use one of: {', '.join(available())}."
-        raise Refusal("wrong_input", message, field="verb") from None
-    try:
-        return kind.model_validate(settings)
+        return RUN_CONFIGS[verb].model_validate(settings)
     except ValidationError as error:
         raise wrong_fields(error, "config") from error
 
@@ -69,12 +37,12 @@ def arguments(verb: str, settings: dict[str, Any]) -> list[str]:
     Raises:
         KeyError, ValueError: there is no such verb, or these are not its settings.
     """
-    return command_line(verb, config_type(verb).model_validate(settings))
+    return command_line(verb, RUN_CONFIGS[verb].model_validate(settings))
 
 
 def schema(verb: str) -> dict[str, Any]:
     """The JSON Schema of a verb's settings; `description` is the field's docstring."""
-    return config_type(verb).model_json_schema()
+    return RUN_CONFIGS[verb].model_json_schema()
 
 
 _ABOUT = {
@@ -91,15 +59,12 @@ _ABOUT = {
 
 def presets() -> list[dict[str, Any]]:
     """Ready-made settings: the presets that the verbs' settings know, each as a field of the form."""
-    found = []
-    for verb in available():
-        kind = config_type(verb)
-        module = import_module(kind.__module__)
-        field = "preset" if "preset" in kind.model_fields else "config"
-        given: dict[str, Any] = vars(module).get("PRESETS", {})
-        for name in given or vars(module).get("PRESET_NAMES", ()):
-            parts = [str(value) for value in given.get(name, {}).values() if isinstance(value, str)]
-            description = " + ".join(parts) or _ABOUT.get(name, "")
-            preset = {"verb": verb, "name": name, "label": name, "description": description}
-            found.append(preset | {"config": {field: name}})
-    return found
+    models = {name: [value for value in given.values() if isinstance(value, str)] for name, given in PRESETS.items()}
+    return [
+        *(_preset("pretrain", "config", name, _ABOUT[name]) for name in PRESET_NAMES),
+        *(_preset("train", "preset", name, " + ".join(pair) or _ABOUT[name]) for name, pair in models.items()),
+    ]
+
+
+def _preset(verb: str, field: str, name: str, description: str) -> dict[str, Any]:
+    return {"verb": verb, "name": name, "label": name, "description": description, "config": {field: name}}

@@ -12,6 +12,7 @@ from typing import Any
 from limner.config.base import RunConfig
 from limner.runs import Run, Status, create_run, find_run
 from limner.runs.folder import check_name, write_config
+from limner.runs.state import Told, status_of
 
 try:
     import fcntl
@@ -196,7 +197,7 @@ def _existing(config: RunConfig) -> Run | None:
         if path is None or not (path / "config.json").is_file():
             return None
         run = Run(path)
-    status = run.state().status
+    status, _ = status_of(Told.by(run.events()))  # of its log alone: what has been launched is this process
     if status is Status.COMPLETED:
         advice = "Choose another --name, or --force-new to start over beside it."
         if config.resume is not None:

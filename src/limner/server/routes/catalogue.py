@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner import __version__
+from limner.config.pretrain import PretrainConfig
 from limner.server import verbs
 from limner.server.errors import Refusal, responses
 from limner.server.launcher import resolve_device
@@ -120,15 +121,15 @@ async def sign_out(request: Request) -> Response:
 @router.get("/schemas", responses=responses())
 async def schemas() -> dict[str, Any]:
     """The JSON Schema of every verb that makes runs; a field's description is its help."""
-    return {verb: verbs.schema(verb) for verb in verbs.available()}
+    return {verb: verbs.schema(verb) for verb in verbs.RUN_CONFIGS}
 
 
 @router.get("/schemas/{verb}", responses=responses(404))
 async def schema(verb: str) -> dict[str, Any]:
     """The JSON Schema of one verb's settings."""
-    if verb not in verbs.available():
-        known = ", ".join(verbs.available())
-        raise Refusal("not_found", f"'{verb[:50]}' makes no runs here; there are: {known}.", field="verb")
+    if verb not in verbs.RUN_CONFIGS:
+        known = ", ".join(verbs.RUN_CONFIGS)
+        raise Refusal("not_found", f"'{verb[:50]}' makes no runs; there are: {known}.", field="verb")
     return verbs.schema(verb)
 
 
@@ -151,13 +152,12 @@ async def datasets(request: Request) -> DataSets:
 
 
 def _corpora() -> list[Source]:
-    try:
-        from limner.data.corpora import CORPORA
-    except ImportError:
-        return []
+    from limner.data.corpora import CORPORA
+
     found = []
+    cache_dir: Path = PretrainConfig.model_fields["cache_dir"].default
     for name, load in CORPORA.items():
-        cached = Path("cache") / "corpora" / f"{name}.txt"
+        cached = cache_dir / "corpora" / f"{name}.txt"
         size = cached.stat().st_size if cached.is_file() else None
         made_here = name in ("tiny", "scenes")
         text = (inspect.getdoc(load) or "").split("\n\n")[0].replace("\n", " ")
