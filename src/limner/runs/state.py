@@ -75,12 +75,16 @@ class Told:
     @staticmethod
     def by(events: list[Event]) -> Told:
         """As these events, the whole log, tell it."""
+        return Told().after(events)
+
+    def after(self, events: list[Event]) -> Told:
+        """As the log tells it with these events behind what it held."""
         newest_first = events[::-1]
         return Told(
-            start=next((event for event in newest_first if event["type"] == "start"), None),
-            status=next((event for event in newest_first if event["type"] in STATUS_EVENTS), None),
-            identity=next((event for event in newest_first if "pid" in event), None),
-            last=events[-1] if events else None,
+            start=next((event for event in newest_first if event["type"] == "start"), self.start),
+            status=next((event for event in newest_first if event["type"] in STATUS_EVENTS), self.status),
+            identity=next((event for event in newest_first if "pid" in event), self.identity),
+            last=events[-1] if events else self.last,
         )
 
 
