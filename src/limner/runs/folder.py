@@ -85,13 +85,13 @@ class Run:
             return file.read().decode("utf-8", "replace").splitlines()[-lines:]
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first (a name that does not begin with a dot is complete)."""
+        """Complete checkpoints by their steps (half ones have another name)."""
         try:
             names = os.listdir(self.checkpoints_path)
         except FileNotFoundError:
             return []
-        paths = [self.checkpoints_path / name for name in sorted(names) if name.startswith("step-")]
-        return [path for path in paths if path.is_dir()]
+        steps = {step: name for name in names if (step := checkpoint_step(name)) is not None}
+        return [path for step in sorted(steps) if (path := self.checkpoints_path / steps[step]).is_dir()]
 
     def state(self, told: Told | None = None) -> RunState:
         """What the run is doing now. ``told``: what its log tells, where the caller has read it already."""
@@ -121,6 +121,12 @@ class Run:
         if self.state().status.active:
             raise ValueError(f"Run '{self.name}' is at work; stop it first: limner runs stop {self.name}")
         remove_folder(self.path)
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of the checkpoint that a folder of this name is; None: it is none (a person's copy, say)."""
+    found = re.fullmatch(r"step-(\d{6,})", name)
+    return int(found[1]) if found else None
 
 
 def folder_size(path: Path) -> int:

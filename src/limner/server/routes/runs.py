@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from limner.runs.events import EVENT_TYPES
-from limner.runs.folder import folder_size, remove_checkpoint, remove_folder
+from limner.runs.folder import checkpoint_step, folder_size, remove_checkpoint, remove_folder
 from limner.runs.series import series
 from limner.server.errors import Refusal, responses
 from limner.server.summary import RunDetail, RunSummary, describe, read_labels, report, write_labels
@@ -315,7 +315,7 @@ def checkpoint_path(watched: Watched, name: str) -> Path:
         Refusal: there is none of that name.
     """
     path = inside(watched.run.checkpoints_path, name, "checkpoint")
-    if not name.startswith("step-") or not path.is_dir():
+    if checkpoint_step(name) is None or not path.is_dir():
         raise Refusal("not_found", f"There is no checkpoint '{name[:100]}' in run '{watched.run.name}'.")
     return path
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner.runs import Run, Status, send_command
-from limner.runs.folder import remove_folder
+from limner.runs.folder import checkpoint_step, remove_folder
 from limner.server.errors import Refusal, responses
 from limner.server.launcher import Launcher
 from limner.server.routes.runs import checkpoint_path
@@ -134,7 +134,8 @@ async def resume(request: Request, id: str, wish: Resumption | None = None) -> S
 def _rewind(watched: Watched, wish: Resumption) -> None:
     """Removes the checkpoints after the wanted one, so that it is the latest."""
     wanted = checkpoint_path(watched, str(wish.checkpoint))
-    later = [path for path in watched.run.checkpoints() if path.name > wanted.name]
+    step = checkpoint_step(wanted.name) or 0
+    later = [path for path in watched.run.checkpoints() if (checkpoint_step(path.name) or 0) > step]
     if later and not wish.discard_later:
         message = f"{len(later)} later checkpoints would be deleted; say discard_later to go on from {wanted.name}."
         raise Refusal("wrong_input", message, field="discard_later")
