@@ -434,7 +434,13 @@ class CaptionTask(Task):
         name = hashlib.sha256(buffer.getvalue()).hexdigest()[:24] + ".jpg"
         path = self.run_path / "samples" / name
         if not path.exists():
-            path.write_bytes(buffer.getvalue())
+            aside = path.with_name("." + name)
+            try:
+                aside.write_bytes(buffer.getvalue())
+                aside.replace(path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
         return name
 
     # -- what is left ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 
@@ -32,6 +33,8 @@ class Steering:
         self.interrupted = False
         self._signal_waiting = False
         self._pause_reason: str | None = None
+        self._began: float | None = psutil.Process().create_time()
+        """When this process began, until it has looked for commands once."""
         self._asked: deque[Command] = deque()
         """Commands that are still to be answered: one that holds the run leaves those behind it waiting."""
 
@@ -130,6 +133,17 @@ class Steering:
             case _:
                 self._refuse(command, f"'{command.name}' is no command")
 
+    def _polled(self, queue: CommandQueue) -> list[Command]:
+        """What others ask of this process. What waits from before it began was asked of one that is dead."""
+        commands = queue.poll()
+        if self._began is None:
+            return commands
+        began, self._began = self._began, None
+        for command in commands:
+            if command.time < began:
+                self._refuse(command, "it was sent to an earlier process of this run")
+        return [command for command in commands if command.time >= began]
+
     def _refuse(self, command: Command, why: str) -> None:
         self.trainer.journal.event("command", command=command.id, name=command.name, ok=False, message=why)
 
@@ -137,7 +151,7 @@ class Steering:
         """Takes up, on every rank, what rank 0 asks of itself or was asked by others; a signal is a `stop`."""
         commands = list(own)
         if self.queue is not None:
-            commands += self.queue.poll()
+            commands += self._polled(self.queue)
             if self._signal_waiting:
                 self._signal_waiting = False
                 commands.append(Command("signal", "stop"))
