@@ -25,7 +25,6 @@ from limner.runs import (
     decode_number,
     find_run,
     list_runs,
-    read_events,
     send_command,
 )
 from limner.runs.state import RunState, process_identity
@@ -43,13 +42,13 @@ def test_numbering_goes_on_over_attempts_and_torn_lines(run: Run) -> None:
     first.close()
     with open(run.events_path, "ab") as file:
         file.write(b'{"seq":4,"attempt":1,"st')  # killed in mid-write
-    assert [event["seq"] for event in read_events(run.events_path)] == [1, 2, 3]
+    assert [event["seq"] for event in run.events()] == [1, 2, 3]
     second = EventWriter(run.events_path)
     second.write("start", 3)
     second.close()
-    events = read_events(run.events_path)
+    events = run.events()
     assert [(e["seq"], e["attempt"]) for e in events] == [(1, 1), (2, 1), (3, 1), (4, 2)]
-    assert read_events(run.events_path, after_seq=3) == events[3:]
+    assert run.events(after_seq=3) == events[3:]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seq":1', b"\n", b"\0" * 9 + b"\n"])
@@ -58,7 +57,7 @@ def test_a_log_without_a_whole_event_begins_anew(tmp_path: Path, content: bytes)
     path.write_bytes(content)
     writer = EventWriter(path)
     assert writer.write("start", 0)["seq"] == 1
-    assert [event["seq"] for event in read_events(path)] == [1]
+    assert [event["seq"] for event in EventReader(path).read()] == [1]
 
 
 def test_a_long_last_line_is_found_again(tmp_path: Path) -> None:
@@ -190,6 +189,16 @@ def test_commands_come_in_order_and_once(run: Run) -> None:
         send_command(run.path, "explode")
     with pytest.raises(FileNotFoundError):
         send_command(run.path / "nowhere", "pause")
+
+
+def test_a_command_in_the_same_tick_of_the_file_systems_clock(run: Run) -> None:
+    """Many file systems' times move on in steps of milliseconds, some in steps of one or two seconds."""
+    queue = CommandQueue(run.path)
+    assert queue.poll() == []
+    before = os.stat(queue.folder).st_mtime_ns
+    sent = send_command(run.path, "pause")
+    os.utime(queue.folder, ns=(before, before))
+    assert [command.id for command in queue.poll()] == [sent]
 
 
 def test_a_command_to_a_run_that_goes_away_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,40 @@ def test_the_command_line_means_the_same_settings(verb: str, settings: dict[str,
     assert parse(RUN_CONFIGS[verb], argv[2:], "limner") == config
 
 
+@pytest.mark.parametrize(
+    ("verb", "settings", "stem"),
+    [
+        ("pretrain", {"corpus": "tiny"}, "pretrain-nano-tiny"),
+        ("pretrain", {"corpus": "texts/my book.txt", "config": "small"}, "pretrain-small-my-book"),
+        ("train", {"dataset": ["flickr8k", "someone/photos"]}, "train-flickr8k+photos"),
+        ("train", {"dataset": ["x" * 99, "y" * 500]}, "train-" + "x" * 60),
+        ("train", {}, "train"),
+        ("demo", {}, "demo-scenes"),
+    ],
+)
+def test_a_run_without_a_name_is_named_as_its_verb_names_it(
+    client: TestClient,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    settings: dict[str, Any],
+    stem: str,
+) -> None:
+    from limner.server.verbs import RUN_CONFIGS
+    from limner.training.opening import open_run
+
+    monkeypatch.setattr(time, "strftime", lambda *_: "DATE")
+    checked = client.post("/api/runs/check", json={"verb": verb, "config": settings}).json()
+    assert checked["config"]["name"] == f"{stem}-DATE"
+    config = RUN_CONFIGS[verb].model_validate(settings | {"runs_dir": runs_dir})
+    for name in (f"{stem}-DATE", f"{stem}-DATE-2"):
+        opened = open_run(verb, config, config.subject())
+        opened.close()
+        assert opened.run.name == name
+    checked = client.post("/api/runs/check", json={"verb": verb, "config": settings}).json()
+    assert checked["config"]["name"] == f"{stem}-DATE-3"
+
+
 def test_schemas_and_presets(client: TestClient) -> None:
     schemas = client.get("/api/schemas").json()
     assert schemas["pretrain"]["properties"]["lr"]["description"] == "Peak learning rate."

@@ -22,16 +22,11 @@ def run(argv: list[str]) -> int:
     task = PretrainTask(config, say=lambda text: console.print(text, markup=False, soft_wrap=True))
     from limner.training.trainer import train
 
-    result = train(task, config, "pretrain", task_subject(config))
+    result = train(task, config, "pretrain", config.subject())
     if result.reason != "stopped":
         model = result.run.model_path
         console.print(f"Sample from it: limner generate {model} --prompt ...", markup=False, soft_wrap=True)
     return 130 if result.interrupted else 0
-
-
-def task_subject(config: PretrainConfig) -> str:
-    """What a default run name tells of the corpus."""
-    return f"{config.config}-{Path(config.corpus).stem}"
 
 
 def _configuration(argv: list[str]) -> PretrainConfig:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -51,7 +50,7 @@ def run(argv: list[str]) -> int:
 
         print(json.dumps(plan(task, config), indent=2))
         return 0
-    result = train(task, config, "train", subject(config))
+    result = train(task, config, "train", config.subject())
     if result.reason != "stopped" and result.is_main_process:
         _finish(result, config, say)
         if config.prune_cache:
@@ -86,11 +85,6 @@ def load_records(config: TrainConfig, progress: Progress, say: Callable[[str], N
     splits = load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)
     say(f"Data: {describe(splits)}.")
     return splits
-
-
-def subject(config: TrainConfig) -> str:
-    """What a default run name tells of the data: "flickr+coco", "my_photos"."""
-    return "+".join(Path(name).stem if Path(name).exists() else name.split("/")[-1] for name in config.dataset)
 
 
 def _finish(result: Result, config: TrainConfig, say: Callable[[str], None]) -> None:

@@ -46,6 +46,10 @@ class RunConfig(Config):
     threads: Threads = None
     """CPU threads; unset: one for each physical core."""
 
+    def subject(self) -> str:
+        """What a default run name tells between verb and date: the data set, the corpus."""
+        return ""
+
 
 def command_line(verb: str, config: Config) -> list[str]:
     """The shortest command that gives this configuration: only what differs from the defaults.

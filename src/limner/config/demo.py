@@ -61,6 +61,9 @@ class DemoConfig(TrainSettings):
     precision: Precision = "fp32"
     """Number format of the computation; so small a model gains nothing from bf16."""
 
+    def subject(self) -> str:
+        return "scenes"
+
     def loop(self) -> Loop:
         return Loop(
             epochs=None,

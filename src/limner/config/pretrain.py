@@ -30,6 +30,9 @@ _Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 class PretrainConfig(TrainSettings):
     """Pretrain a GPT from raw text."""
 
+    LENGTH = frozenset({"epochs", "steps"})
+    FURTHER = "--init-from"
+
     config: Annotated[str, tyro.conf.arg(aliases=["-c"])] = "nano"
     """The model's preset (nano, small, medium, large, xlarge, gpt2-124m), or a YAML file with any of these
     settings, which other arguments override."""
@@ -140,6 +143,10 @@ class PretrainConfig(TrainSettings):
         if self.save and not self.checkpoint_freq:
             raise ValueError("--save keeps the states of all --checkpoint-freq steps; give these, or leave it out.")
         return self
+
+    def subject(self) -> str:
+        """The preset and the corpus: "nano-verdict"."""
+        return f"{self.config}-{Path(self.corpus).stem}"
 
     def loop(self) -> Loop:
         return Loop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "save_adapter")
 
 class TrainConfig(TrainSettings):
     """Train or fine-tune a captioner: vision encoder -> projection -> decoder-only language model."""
+
+    LENGTH = frozenset({"num_train_epochs", "max_steps"})
+    FURTHER = "--base-model"
 
     # -- data
     dataset: tuple[str, ...] = ()
@@ -230,6 +234,10 @@ class TrainConfig(TrainSettings):
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"--{name.replace('_', '-')} {why}: it would change nothing; leave it out.")
+
+    def subject(self) -> str:
+        """The data sets: "flickr+coco", "my_photos"."""
+        return "+".join(Path(name).stem if exists(name) else name.split("/")[-1] for name in self.dataset)
 
     def loop(self) -> Loop:
         return Loop(

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,11 @@ class Loop:
 
 class TrainSettings(RunConfig):
     """Settings of the one trainer."""
+
+    LENGTH: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a run's length: ``resume`` may change them, and the learning rate then follows the new one."""
+    FURTHER: ClassVar[str | None] = None
+    """The option that begins a run from a finished one's model."""
 
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """The learning rate's way down after the warm-up; wsd stays at the peak, then goes down over the last 40 %."""

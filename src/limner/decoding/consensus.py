@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from limner.models.folder import CONSENSUS
 from limner.words.ngrams import ORDERS, Ngram, caption_ngrams, count_ngrams
 from limner.words.ptb import ptb_tokenize
 from limner.words.tf_idf import SIGMA, DocumentFrequency, TfIdf, Weigher
@@ -45,8 +46,6 @@ RIDGE = 0.5
 """Added to the kernel's diagonal."""
 LONGEST = 127
 """A caption of more words counts as one of so many."""
-FOLDER = "consensus"
-"""Of a model's folder. Stock tools do not look there."""
 
 
 class Consensus:
@@ -97,7 +96,7 @@ class Consensus:
 
     def save(self, model: Path) -> None:
         """Writes it into the model's folder: N (K + about 250) + 2 K Dv bytes."""
-        folder = model / FOLDER
+        folder = model / CONSENSUS
         folder.mkdir(exist_ok=True)
         tensors = {name: getattr(self, name) for name in ("mean", "deviation", "axes", "pictures")}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "features.safetensors")
@@ -110,7 +109,7 @@ class Consensus:
         Raises:
             ValueError: the files are something else, or of an encoder of another width than ``width``.
         """
-        folder = Path(model) / FOLDER
+        folder = Path(model) / CONSENSUS
         if not folder.is_dir():
             return None
         try:

@@ -16,6 +16,7 @@ from limner.decoding import get_decoder, step_model
 from limner.decoding.decoder import Cancel, Decoder
 from limner.decoding.weights import is_known
 from limner.device import choose
+from limner.models.folder import PARTS
 from limner.tokenizer import Tokenizer, get_tokenizer
 
 HALF = "\ufffd"
@@ -243,7 +244,7 @@ def load_text_model(
     from limner.models.hub import load_stock
 
     choice = choose(device, precision or "fp32", threads)
-    parts = (Path(source) / "limner.json").is_file()  # of a captioner that LLaVA cannot express
+    parts = (Path(source) / PARTS).is_file()  # of a captioner that LLaVA cannot express
     if parts or load_stock(AutoConfig, source, "language model").model_type == "llava":
         raise ValueError(
             f"{source} is a captioner: it puts pictures into words (limner caption), and continues none."

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoToke
 from limner.data.images import ImageSource, load_image
 from limner.decoding.captioner import Caption, load_captioner
 from limner.device import Choice, choose
+from limner.models.folder import PARTS
 from limner.models.hub import load_stock, local_folder
-from limner.models.stock import PARTS
 
 PROMPT = "Describe the picture in one short sentence."
 """What a model that answers questions is asked, where its chat template wants a question."""

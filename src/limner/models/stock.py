@@ -28,6 +28,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from limner.models import decoder as decoders
 from limner.models.captioner import PrefixConditioningVLM
+from limner.models.folder import PARTS
 from limner.models.hub import load_stock, local_folder, refuse_missing, refuse_nonfinite
 from limner.models.lora import apply_adapter, merged_weights
 from limner.models.projection import ProjectionHead
@@ -41,7 +42,6 @@ from limner.models.stock_files import (
 )
 
 _ACTIVATION = {"linear": "linear", "mlp": "gelu_pytorch_tanh"}
-PARTS = "limner.json"
 
 
 def expressible(vlm: PrefixConditioningVLM) -> tuple[bool, str]:

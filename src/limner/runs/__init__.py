@@ -13,7 +13,7 @@ Nothing here imports torch, or any other room of Limner.
 """
 
 from limner.runs.commands import COMMANDS, Command, CommandQueue, send_command
-from limner.runs.events import Event, EventReader, EventWriter, decode_number, read_events
+from limner.runs.events import Event, EventReader, EventWriter, decode_number
 from limner.runs.folder import Run, create_run, find_run, list_runs
 from limner.runs.state import RunState, Status
 
@@ -31,6 +31,5 @@ __all__ = [
     "decode_number",
     "find_run",
     "list_runs",
-    "read_events",
     "send_command",
 ]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limner.whole_files import write_whole
+
 COMMANDS = {
     "pause": "hold at the next step boundary, the model kept in memory",
     "resume": "go on after a pause",
@@ -25,6 +27,9 @@ COMMANDS = {
     "sample": "decode this prompt or picture with the live weights (also while paused)",
     "note": "put a person's remark into the log",
 }
+
+_TICK_NS = 2 * 10**9
+"""The coarsest file times, FAT's, move on in steps of two seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,12 @@ def send_command(run_folder: Path | str, name: str, **arguments: Any) -> str:
     now = time.time()
     identity = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
     body = {"id": identity, "name": name, "arguments": arguments, "time": now}
-    aside = folder / f".{identity}.tmp"
-    aside.write_text(json.dumps(body))
-    os.replace(aside, folder / f"{identity}.json")
+    write_whole(folder / f"{identity}.json", json.dumps(body))
     return identity
 
 
 class CommandQueue:
-    """The trainer's end of the command folder. `poll` costs one ``stat`` when nothing has changed."""
+    """The trainer's end of the command folder. `poll` costs one ``stat`` when nothing has changed for a while."""
 
     def __init__(self, run_folder: Path | str) -> None:
         self.folder = Path(run_folder) / "commands"
@@ -95,8 +98,10 @@ class CommandQueue:
             except OSError:
                 self._stuck.add(path.name)
             commands.append(command)
-        # Our own unlinks changed the folder's time; remember the time only of a folder seen empty.
-        self._seen_mtime = mtime if not commands else -1
+        # Our own unlinks changed the folder's time, and a command of the same tick of the file system's clock does
+        # not change it: remember the time only of a folder seen empty some ticks later.
+        settled = time.time_ns() - mtime > _TICK_NS
+        self._seen_mtime = mtime if not commands and settled else -1
         return commands
 
 

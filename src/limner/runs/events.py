@@ -187,8 +187,3 @@ class EventReader:
                 self.offset += len(line)
                 if (event := _event_of(line)) is not None:
                     yield event
-
-
-def read_events(path: Path | str, after_seq: int = 0) -> list[Event]:
-    """All whole events of a log with ``seq`` greater than ``after_seq``."""
-    return [event for event in EventReader(path).read() if event["seq"] > after_seq]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from limner.runs.events import Event, EventReader
 from limner.runs.launch import Launch
 from limner.runs.state import RunState, Told, status_of
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -202,6 +204,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def default_name(runs_dir: Path, verb: str, subject: str) -> str:
+    """The name of a run that was given none: verb, subject (its data set, say) and date."""
+    letters = (letter if letter.isalnum() or letter in "._+-" else "-" for letter in subject[:60])
+    parts = (verb, "".join(letters).strip("-._"), time.strftime("%Y%m%d-%H%M%S"))
+    return free_name(runs_dir, "-".join(filter(None, parts)))
+
+
+def free_name(runs_dir: Path, name: str) -> str:
+    """``name``, or the first of name-2, name-3 and so on that no run has."""
+    candidate, number = name, 1
+    while (runs_dir / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
 def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any]) -> Run:
     """Makes the folder of a new run, with its ``config.json``.
 
@@ -225,9 +243,7 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
 def write_config(path: Path, verb: str, config: dict[str, Any], folder: Path | None = None) -> None:
     """Writes a run's ``config.json``, whole or not at all. ``folder``: where it was begun; None: here."""
     body = {"verb": verb, "config": config, "folder": str(folder or Path.cwd()), "versions": _versions()}
-    aside = path / ".config.json.tmp"
-    aside.write_text(json.dumps(body, indent=2, default=str))
-    os.replace(aside, path / "config.json")
+    write_whole(path / "config.json", json.dumps(body, indent=2, default=str))
 
 
 def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:

@@ -7,13 +7,13 @@ one that waits, and the exit signal of a crashed one is known.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from limner.runs.state import process_alive
+from limner.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Launch:
         return self.returncode is None and process_alive(asdict(self), self.time)
 
     def save(self, run_folder: Path) -> None:
-        aside = run_folder / f".launch.{os.getpid()}.tmp"
-        aside.write_text(json.dumps(asdict(self)))
-        os.replace(aside, run_folder / "launch.json")
+        write_whole(run_folder / "launch.json", json.dumps(asdict(self)))
 
     @staticmethod
     def load(run_folder: Path) -> Launch | None:

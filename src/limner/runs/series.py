@@ -12,7 +12,7 @@ import numpy as np
 from limner.runs.index import RunIndex, Table
 from limner.runs.pyramid import Buckets, Pyramid, bucket_rows, bucket_starts
 
-GROWING = ("epoch", "tokens", "captions", "tokens_seen")
+GROWING = ("epoch", "tokens", "captions")
 """Metrics that only grow within an attempt: charts may be drawn over them."""
 AXES = ("step", "time", "seq", *GROWING)
 VALIDATION = "validation/"

@@ -26,6 +26,7 @@ from limner.runs.launch import Launch
 from limner.runs.state import process_alive
 from limner.server.errors import Refusal
 from limner.server.watch import Runs
+from limner.whole_files import write_whole
 
 log = logging.getLogger("limner.server")
 LOOK_SECONDS = 0.5
@@ -202,9 +203,7 @@ class Launcher:
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".queue.{os.getpid()}")
-        aside.write_text(json.dumps({"queue": [asdict(waiting) for waiting in self._queue]}, indent=1))
-        os.replace(aside, self.path)
+        write_whole(self.path, json.dumps({"queue": [asdict(waiting) for waiting in self._queue]}, indent=1))
 
 
 def resolve_device(device: str) -> str:

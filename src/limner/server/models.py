@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from limner.models.folder import CONSENSUS, PARTS
 from limner.runs import Run
 from limner.server.errors import Refusal
 from limner.server.watch import Runs, inside
@@ -16,8 +17,6 @@ from limner.server.watch import Runs, inside
 TEXT_TYPES = frozenset(
     {"gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox", "opt", "smollm3", "gemma"}
 )
-CONSENSUS = "consensus"
-"""The folder of what a captioner's training captions say (`limner.decoding.consensus`, which imports torch)."""
 
 
 class ModelInfo(BaseModel):
@@ -108,7 +107,7 @@ def describe(path: Path, id: str, label: str, run: str | None = None) -> ModelIn
 
 def kind_of(path: Path) -> Literal["text", "caption"] | None:
     """Whether a folder holds a language model or a captioner, by its configuration."""
-    if (path / "limner.json").is_file():
+    if (path / PARTS).is_file():
         return "caption"  # a captioner in stock parts
     try:
         config = json.loads((path / "config.json").read_text())

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -24,6 +23,7 @@ from starlette.datastructures import Headers
 
 from limner.config.serve import ServeConfig, is_loopback
 from limner.server.errors import Refusal
+from limner.whole_files import write_whole
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -76,11 +76,7 @@ def read_token(state_dir: Path, new: bool = False) -> str:
             token = ""  # the first start here
     token = secrets.token_urlsafe(24)
     state_dir.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".token.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token)
-    os.replace(aside, path)
+    write_whole(path, token, mode=0o600)
     return token
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from limner.runs import Run, Status
 from limner.runs.index import RunIndex
 from limner.runs.launch import Launch
 from limner.runs.series import names, seconds_to_go, sparkline
+from limner.whole_files import write_whole
 
 Number = float | int | str | None
 """A finite number, or "NaN", "Infinity", "-Infinity"."""
@@ -121,9 +121,7 @@ def read_labels(run: Run) -> Labels:
 
 
 def write_labels(run: Run, labels: Labels) -> None:
-    aside = run.path / f".labels.{os.getpid()}.tmp"
-    aside.write_text(labels.model_dump_json(), encoding="utf-8")
-    os.replace(aside, run.path / "labels.json")
+    write_whole(run.path / "labels.json", labels.model_dump_json())
 
 
 def summarize(run: Run, index: RunIndex, position: int | None = None, recorded: bool = False) -> RunSummary:
@@ -192,7 +190,7 @@ def describe(run: Run, index: RunIndex, summary: RunSummary) -> RunDetail:
             pauses=[dict(pause) for pause in index.pauses],
             counts=dict(index.counts),
             damaged_lines=index.damaged_lines,
-            model=(run.model_path / "config.json").is_file() or (run.model_path / "limner.json").is_file(),
+            model=run.model_path.is_dir(),
             log_tail=run.log_tail(50) if troubled else [],
         )
 

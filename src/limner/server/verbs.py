@@ -59,7 +59,7 @@ _ABOUT = {
 
 def presets() -> list[dict[str, Any]]:
     """Ready-made settings: the presets that the verbs' settings know, each as a field of the form."""
-    models = {name: [value for value in given.values() if isinstance(value, str)] for name, given in PRESETS.items()}
+    models = {name: [word for word in given.values() if isinstance(word, str)] for name, given in PRESETS.items()}
     return [
         *(_preset("pretrain", "config", name, _ABOUT[name]) for name in PRESET_NAMES),
         *(_preset("train", "preset", name, " + ".join(pair) or _ABOUT[name]) for name, pair in models.items()),

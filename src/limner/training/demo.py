@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None], quiet: bool = False
         quiet: no progress bar.
     """
     began = time.perf_counter()
-    result = train(SceneTask(config, say), config, "demo", "scenes", quiet)
+    result = train(SceneTask(config, say), config, "demo", config.subject(), quiet)
     train_seconds = time.perf_counter() - began
     if result.reason == "stopped" or not result.is_main_process:
         return Demo(result)

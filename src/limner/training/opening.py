@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limner.config.base import RunConfig
+from limner.config.training import TrainSettings
 from limner.runs import Run, Status, create_run, find_run
-from limner.runs.folder import check_name, write_config
+from limner.runs.folder import check_name, default_name, free_name, write_config
 from limner.runs.state import Told, status_of
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -41,18 +41,12 @@ FREE_FIELDS = frozenset(
 _MODEL_FIELDS = frozenset({"tokenizer", "init_from", "decoder_model", "base_model"})
 """Settings that may be another run's name."""
 
-LENGTH_FIELDS = {
-    "pretrain": frozenset({"epochs", "steps"}),
-    "train": frozenset({"num_train_epochs", "max_steps"}),
-}
-"""Settings of a run's length: ``resume`` may change them; from there on the learning rate follows the new one."""
-
 
 @dataclass
 class OpenRun:
     """A run that this process may write. ``lock`` is held until `close`; ``resumed``: it was begun before.
 
-    ``new_length``: settings of `LENGTH_FIELDS` that are other ones than before.
+    ``new_length``: settings of its `LENGTH` that are other ones than before.
     """
 
     run: Run
@@ -72,7 +66,7 @@ class OpenRun:
             self.lock.close()
 
 
-def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
+def open_run(verb: str, config: TrainSettings, subject: str) -> OpenRun:
     """Makes the run's folder, or takes up the unfinished run that the settings name.
 
     A run is taken up when ``resume`` names it, when ``name`` is an unfinished run's, or when ``checkpoints_dir``
@@ -87,17 +81,17 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
     """
     make_folders(config)
     settings = json.loads(config.model_dump_json())
-    existing = _existing(config)
+    existing, told = _existing(config)
     if existing is None:
         _refuse_others_checkpoints(config)
         if config.name is not None:
             check_name(config.name)
-        name = config.name or _free_name(config.runs_dir, f"{verb}-{subject}-{time.strftime('%Y%m%d-%H%M%S')}")
+        name = config.name or default_name(config.runs_dir, verb, subject)
         if config.force_new:
-            name = _free_name(config.runs_dir, name)
+            name = free_name(config.runs_dir, name)
         run = create_run(config.runs_dir, name, verb, settings)
         return _opened(config, run, False)
-    if existing.config["verb"] == verb and not _was_started(existing):
+    if existing.config["verb"] == verb and told.start is None:
         # A queued run, whose settings the verb has filled in now; or one that was refused before its first step (a
         # corpus that is not there, say), and is now asked for as it should have been.
         opened = _opened(config, existing, False)
@@ -105,14 +99,14 @@ def open_run(verb: str, config: RunConfig, subject: str) -> OpenRun:
         return opened
     defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
     before = defaults | _settings(existing)  # a version that lacked a setting did what is now its default
-    length = LENGTH_FIELDS.get(verb, frozenset()) if config.resume is not None else frozenset()
+    length = config.LENGTH if config.resume is not None else frozenset()
     _refuse_changes(existing, verb, before, settings, length)
     opened = _opened(config, existing, True)
     opened.new_length = {name: settings[name] for name in length if before.get(name) != settings[name]}
     return opened
 
 
-def make_folders(config: RunConfig, *names: str) -> None:
+def make_folders(config: TrainSettings, *names: str) -> None:
     """Makes the folders that settings name.
 
     Raises:
@@ -128,7 +122,7 @@ def make_folders(config: RunConfig, *names: str) -> None:
             raise OSError(f"{flag} {folder} cannot be made ({error.strerror}); name another folder.") from error
 
 
-def _opened(config: RunConfig, run: Run, resumed: bool) -> OpenRun:
+def _opened(config: TrainSettings, run: Run, resumed: bool) -> OpenRun:
     opened = OpenRun(run, resumed, _lock(run))
     _link_checkpoints(config, run)
     return opened
@@ -175,11 +169,11 @@ def _refuse_elsewhere(run: Run, settings: dict[str, Any]) -> None:
                 )
 
 
-def recorded_machine(config: RunConfig) -> tuple[str, int | None]:
+def recorded_machine(config: TrainSettings) -> tuple[str, int | None]:
     """Precision and threads for this attempt: what the settings say; what they leave open, as in the run's last
     attempt, since a resumed run repeats itself only in the same arithmetic."""
-    run = _existing(config)
-    start = next((e for e in reversed(run.events()) if e["type"] == "start"), {}) if run else {}
+    _, told = _existing(config)
+    start = told.start or {}
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     precision = config.precision
     if precision == "auto" and "precision" in start:
@@ -187,31 +181,31 @@ def recorded_machine(config: RunConfig) -> tuple[str, int | None]:
     return precision, config.threads or start.get("threads")
 
 
-def _existing(config: RunConfig) -> Run | None:
+def _existing(config: TrainSettings) -> tuple[Run | None, Told]:
+    """The run that the settings name, if it is there, and what its log tells of it.
+
+    Raises:
+        ValueError: it is complete.
+    """
     if config.force_new:
-        return None
+        return None, Told()
     if config.resume is not None:
         run = find_run(config.resume, config.runs_dir)
     else:
         path = _linked_run(config) or (config.runs_dir / check_name(config.name) if config.name else None)
         if path is None or not (path / "config.json").is_file():
-            return None
+            return None, Told()
         run = Run(path)
-    status, _ = status_of(Told.by(run.events()))  # of its log alone: what has been launched is this process
+    told = Told.by(run.events())
+    status, _ = status_of(told)  # of its log alone: what was launched last may be this process
     if status is Status.COMPLETED:
         advice = "Choose another --name, or --force-new to start over beside it."
-        if config.resume is not None:
-            option = "--base-model" if hasattr(config, "base_model") else "--init-from"
-            advice = f"To train that further, begin a run from it: {option} {run.model_path}."
-        if getattr(config, "checkpoints_dir", None) is not None:
+        if config.resume is not None and config.FURTHER is not None:
+            advice = f"To train that further, begin a run from it: {config.FURTHER} {run.model_path}."
+        if config.checkpoints_dir is not None:
             advice = "Give the new run another --checkpoints-dir: its own checkpoints lie in that one."
         raise ValueError(f"Run '{run.name}' is complete: its model is at {run.model_path}. {advice}")
-    return run
-
-
-def _was_started(run: Run) -> bool:
-    """Whether some attempt came as far as training: there is then something to resume."""
-    return run.events_path.exists() and any(event["type"] == "start" for event in run.events())
+    return run, told
 
 
 def _refuse_changes(
@@ -234,9 +228,9 @@ def _changes(before: dict[str, Any], after: dict[str, Any], free: frozenset[str]
     ]
 
 
-def _refuse_others_checkpoints(config: RunConfig) -> None:
+def _refuse_others_checkpoints(config: TrainSettings) -> None:
     """A new run would go on from what lies in its checkpoints folder."""
-    folder = getattr(config, "checkpoints_dir", None)
+    folder = config.checkpoints_dir
     if folder is not None and any(folder.glob("step-*")):
         raise ValueError(
             f"{folder} holds the checkpoints of another run; name another folder with --checkpoints-dir, or "
@@ -244,28 +238,15 @@ def _refuse_others_checkpoints(config: RunConfig) -> None:
         )
 
 
-def _free_name(runs_dir: Path, name: str) -> str:
-    name = "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in name).strip("-._")[:100]
-    candidate, number = name, 1
-    while (runs_dir / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
+def _linked_run(config: TrainSettings) -> Path | None:
+    link = config.checkpoints_dir / "run.json" if config.checkpoints_dir else None
+    return Path(json.loads(link.read_text())["run"]) if link and link.is_file() else None
 
 
-def _linked_run(config: RunConfig) -> Path | None:
-    folder = getattr(config, "checkpoints_dir", None)
-    link = folder / "run.json" if folder else None
-    if link is None or not link.is_file():
-        return None
-    return Path(json.loads(link.read_text())["run"])
-
-
-def _link_checkpoints(config: RunConfig, run: Run) -> None:
+def _link_checkpoints(config: TrainSettings, run: Run) -> None:
     """A checkpoints folder outside the run's own tells whose it is."""
-    folder = getattr(config, "checkpoints_dir", None)
-    if folder is not None:
-        (folder / "run.json").write_text(json.dumps({"run": str(run.path.resolve())}))
+    if config.checkpoints_dir is not None:
+        write_whole(config.checkpoints_dir / "run.json", json.dumps({"run": str(run.path.resolve())}))
 
 
 def _lock(run: Run) -> Any:

@@ -180,7 +180,7 @@ async def metric_series(
     request: Request,
     id: str,
     metrics: Annotated[str | None, Query(max_length=4000, description="comma-separated; all if left out")] = None,
-    x: Literal["step", "time", "seq", "epoch", "tokens", "captions", "tokens_seen"] = "step",
+    x: Literal["step", "time", "seq", "epoch", "tokens", "captions"] = "step",
     low: Annotated[float | None, Query(alias="from", allow_inf_nan=False)] = None,
     high: Annotated[float | None, Query(alias="to", allow_inf_nan=False)] = None,
     points: Annotated[int, Query(ge=20, le=4000)] = 1000,

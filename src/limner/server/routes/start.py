@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limner.config import RunConfig, command_line
 from limner.runs import create_run
-from limner.runs.folder import check_name
+from limner.runs.folder import check_name, default_name
 from limner.server.errors import Problem, Refusal, responses
 from limner.server.launcher import Launcher
 from limner.server.summary import RunSummary
@@ -155,20 +155,8 @@ def _settings(runs: Runs, order: Order) -> RunConfig:
             raise Refusal("wrong_input", str(error), field="name") from error
     config = resolve(order.verb, order.config | {"runs_dir": str(runs.runs_dir), "name": name})
     if name is None:
-        config = config.model_copy(update={"name": _free_name(runs.runs_dir, order.verb, config)})
+        config = config.model_copy(update={"name": default_name(runs.runs_dir, order.verb, config.subject())})
     return config
-
-
-def _free_name(runs_dir: Path, verb: str, config: RunConfig) -> str:
-    """Verb, data set and date, as the verbs themselves name their runs."""
-    subject = getattr(config, "corpus", None) or "-".join(getattr(config, "dataset", ())) or "run"
-    subject = "".join(letter if letter.isalnum() else "-" for letter in Path(subject).name).strip("-") or "run"
-    name = f"{verb}-{subject[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidate, number = name, 1
-    while (runs_dir / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
 
 
 def _object(text: str) -> dict[str, Any] | None:
