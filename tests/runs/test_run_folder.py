@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from limner.cli.main import main
@@ -27,6 +29,7 @@ from limner.runs import (
     list_runs,
     send_command,
 )
+from limner.runs.folder import clear_graves
 from limner.runs.state import RunState, process_identity
 
 
@@ -241,15 +244,75 @@ def test_a_dead_process_is_a_crash(run: Run) -> None:
     assert run.state().status is Status.CRASHED
 
 
-def test_a_reused_pid_is_not_the_trainer(run: Run) -> None:
-    EventWriter(run.events_path).write("start", 0, **(process_identity() | {"pid_started": 1.0}))
+@pytest.mark.parametrize("other", [{"pid_key": "a-boot/1"}, {"pid_started": 1.0, "pid_key": None}])
+def test_a_reused_pid_is_not_the_trainer(run: Run, other: dict[str, Any]) -> None:
+    EventWriter(run.events_path).write("start", 0, **(process_identity() | other))
     assert run.state().status is Status.CRASHED
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="the start of a process is told in Unix time alone"
+)
+def test_a_clock_that_is_set_kills_no_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    EventWriter(run.events_path).write("start", 0, **process_identity())
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 2)  # as /proc/stat's btime says
+    assert run.state().status is Status.RUNNING
+
+
+def test_a_run_whose_process_stands_in_a_damaged_line(run: Run) -> None:
+    dead = process_identity() | {"pid": 2**22 + 7}
+    for _ in range(2):
+        writer = EventWriter(run.events_path)
+        writer.write("start", 0, **dead)
+        writer.write("metrics", 1, loss=1.0)
+        writer.close()
+    assert run.state().status is Status.CRASHED
+    damage(run.events_path, 2)
+    assert run.state().status is Status.RUNNING  # as of a trainer elsewhere, its last event's time decides
+    late = run.events_path.read_text().replace(f'"time":{str(writer.last_time)[:8]}', '"time":1000')
+    run.events_path.write_text(late)
+    assert run.state().status is Status.CRASHED
+
+
+def test_who_works_on_a_run_keeps_it_from_being_deleted(run: Run) -> None:
+    EventWriter(run.events_path).write("complete", 0, reason="stopped")  # whatever the log says
+    with run.lock(), pytest.raises(ValueError, match="at work in another process"):
+        run.delete()
+    assert (run.path / "config.json").is_file()
+    run.delete()
+    assert not list(run.path.parent.iterdir())
+
+
+def test_a_deletion_that_was_cut_short_is_ended_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        run.delete()
+    root = run.path.parent
+    assert len(list(root.iterdir())) == 1 and not list_runs(root)
+    clear_graves(root)
+    assert not list(root.iterdir())
+
+
+def test_a_full_disk_burns_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", full)
+        create_run(tmp_path, "one", "train", {})
+    assert create_run(tmp_path, "one", "train", {}).config["verb"] == "train"
 
 
 def test_names_stay_inside_the_folder(tmp_path: Path, run: Run) -> None:
     for name in ("../x", "a/b", ".hidden", "", "x" * 200):
         with pytest.raises(ValueError, match="cannot name a run"):
             create_run(tmp_path / "runs", name, "train", {})
+    with pytest.raises(ValueError, match="too long"):
+        create_run(tmp_path / "runs", "漢" * 80, "train", {})
     with pytest.raises(FileExistsError, match="choose another"):
         create_run(tmp_path / "runs", "one", "train", {})
     with pytest.raises(FileNotFoundError, match="Did you mean one"):
