@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from limner import device as hardware
 from limner.runs import Run, Status, send_command
 from limner.training import checkpoints
 from limner.training.journal import Journal
+from limner.training.opening import saved_settings
 from limner.training.trainer import train
 
 
@@ -330,6 +334,45 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None
         run(ToyConfig(runs_dir=tmp_path, name="other", checkpoints_dir=states, lr=1.0))
     assert [path.name for path in tmp_path.iterdir() if (path / "config.json").is_file()] == ["one"]
     assert done.run.state().status is Status.COMPLETED
+
+
+def test_checkpoints_elsewhere_are_found_from_anywhere_and_belong_to_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        stopped_at(2, ToyConfig(runs_dir=folder / "runs", name="r", pace=0.02, checkpoints_dir=Path("states")))
+    others = sorted(path.name for path in (two / "states").iterdir())
+    saved = saved_settings(str(one / "runs" / "r"), one / "runs", "toy")
+    config = ToyConfig(**saved | {"resume": str(one / "runs" / "r")})
+    assert run(config).reason == "completed"
+    assert sorted(path.name for path in (two / "states").iterdir()) == others
+    assert (one / "states" / "step-000012").is_dir()
+    link = json.loads((two / "states" / "run.json").read_text())
+    assert link == {"run": str(two / "runs" / "r")}
+    copied = shutil.copytree(two / "runs" / "r", two / "runs" / "copy")
+    for taken in ({"resume": str(copied)}, {"name": "new", "force_new": True}):
+        with pytest.raises(ValueError, match="holds the checkpoints of another run"):
+            run(ToyConfig(**saved_settings(str(copied), two / "runs", "toy") | taken))
+    assert json.loads((two / "states" / "run.json").read_text()) == link
+    shutil.rmtree(copied)
+    (two / "runs" / "r").rename(copied)  # the run has another name now, and is the same
+    assert run(ToyConfig(**saved_settings(str(copied), two / "runs", "toy") | {"resume": str(copied)})).step == 12
+
+
+def test_a_signal_while_the_model_is_written_stops_nothing(tmp_path: Path) -> None:
+    class Signalled(ToyTask):
+        def save(self, model, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().save(model, folder)
+
+    config = ToyConfig(runs_dir=tmp_path, name="late")
+    result = train(Signalled(config), config, "toy", "toy", quiet=True)
+    assert result.reason == "completed" and not result.interrupted
+    assert result.run.events()[-1]["interrupted"] is False
+    assert "Stopping" not in (result.run.path / "log.txt").read_text()
 
 
 def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:

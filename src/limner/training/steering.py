@@ -30,7 +30,7 @@ class Steering:
 
     def __init__(self, trainer: Trainer, queue: CommandQueue | None) -> None:
         self.trainer, self.queue = trainer, queue
-        self.interrupted = False
+        self.interrupted = self.finishing = False
         self._signal_waiting = False
         self._pause_reason: str | None = None
         self._began: float | None = psutil.Process().create_time()
@@ -49,7 +49,8 @@ class Steering:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = self._signal_waiting = True
-            self.trainer.journal.say("Stopping at the end of this step (press Ctrl-C again to give it up).")
+            what = "The run is over and writes its model" if self.finishing else "Stopping at the end of this step"
+            self.trainer.journal.say(f"{what} (press Ctrl-C again to give it up).")
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

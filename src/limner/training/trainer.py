@@ -210,10 +210,11 @@ class Trainer:
             try:
                 reason = self._loop()
                 if reason != "stopped":
+                    self.steering.finishing = True
                     self._finish()
             finally:
                 self._reader.shutdown(cancel_futures=True)
-        interrupted = self.steering.interrupted
+        interrupted = self.steering.interrupted and reason == "stopped"
         self.journal.event("complete", reason=reason, metrics=self.progress.metrics, interrupted=interrupted)
         if reason == "stopped":
             self.journal.say(
