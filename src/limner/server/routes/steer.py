@@ -64,7 +64,7 @@ async def _may(request: Request, id: str, action: str) -> tuple[Watched, RunSumm
     Raises:
         Refusal: 404, or 409 with the state.
     """
-    watched, summary = await request.app.state.runs.summary(id)
+    watched, summary = await request.app.state.runs.summary(id, whole=True)
     if action not in summary.actions:
         state = "recorded" if watched.recorded else summary.status.value
         can = ", ".join(summary.actions) or "only be looked at"
@@ -121,6 +121,9 @@ async def resume(request: Request, id: str, wish: Resumption | None = None) -> S
     runs, launcher = _state(request)
     watched, summary = await _may(request, id, "resume")
     if summary.status is Status.PAUSED:
+        if wish is not None and (wish.checkpoint is not None or wish.discard_later):
+            message = f"Run '{id}' is paused and goes on as it is; stop it first to go on from a checkpoint."
+            raise Refusal("wrong_state", message, field="checkpoint", state=summary.status)
         return await _command(request, id, "resume")
     if wish is not None and wish.checkpoint is not None:
         await asyncio.to_thread(_rewind, watched, wish)
@@ -139,8 +142,13 @@ def _rewind(watched: Watched, wish: Resumption) -> None:
     if later and not wish.discard_later:
         message = f"{len(later)} later checkpoints would be deleted; say discard_later to go on from {wanted.name}."
         raise Refusal("wrong_input", message, field="discard_later")
-    for path in later:
-        remove_folder(path)
+    try:
+        lock = watched.run.lock()
+    except ValueError as error:
+        raise Refusal("wrong_state", str(error), state=Status.RUNNING) from error
+    with lock:
+        for path in later:
+            remove_folder(path)
 
 
 @router.post("/sample", status_code=202, response_model=Steered, responses=responses(404, 409, 504))
