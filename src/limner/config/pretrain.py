@@ -30,8 +30,8 @@ _Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 class PretrainConfig(TrainSettings):
     """Pretrain a GPT from raw text."""
 
-    LENGTH = frozenset({"epochs", "steps"})
-    FURTHER = "--init-from"
+    LENGTH_FIELDS = frozenset({"epochs", "steps"})
+    WARM_START = "--init-from"
 
     config: Annotated[str, tyro.conf.arg(aliases=["-c"])] = "nano"
     """The model's preset (nano, small, medium, large, xlarge, gpt2-124m), or a YAML file with any of these

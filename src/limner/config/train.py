@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from os.path import exists
+from os.path import exists  # Path.exists raises where a name is too long for a file
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +39,8 @@ _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "save_adapter")
 class TrainConfig(TrainSettings):
     """Train or fine-tune a captioner: vision encoder -> projection -> decoder-only language model."""
 
-    LENGTH = frozenset({"num_train_epochs", "max_steps"})
-    FURTHER = "--base-model"
+    LENGTH_FIELDS = frozenset({"num_train_epochs", "max_steps"})
+    WARM_START = "--base-model"
 
     # -- data
     dataset: tuple[str, ...] = ()

@@ -50,10 +50,10 @@ class Loop:
 class TrainSettings(RunConfig):
     """Settings of the one trainer."""
 
-    LENGTH: ClassVar[frozenset[str]] = frozenset()
+    LENGTH_FIELDS: ClassVar[frozenset[str]] = frozenset()
     """Settings of a run's length: ``resume`` may change them, and the learning rate then follows the new one."""
-    FURTHER: ClassVar[str | None] = None
-    """The option that begins a run from a finished one's model."""
+    WARM_START: ClassVar[str | None] = None
+    """The option that begins a run with the weights of a finished one's model."""
 
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """The learning rate's way down after the warm-up; wsd stays at the peak, then goes down over the last 40 %."""

@@ -261,7 +261,7 @@ def free_name(runs_dir: Path, name: str) -> str:
     candidate, number = name, 1
     while (runs_dir / candidate).exists():
         number += 1
-        candidate = f"{name}-{number}"
+        candidate = f"{name[:120]}-{number}"
     return candidate
 
 

@@ -40,7 +40,7 @@ _MODEL_FIELDS = frozenset({"tokenizer", "init_from", "decoder_model", "base_mode
 class OpenRun:
     """A run that this process may write. ``lock`` is held until `close`; ``resumed``: it was begun before.
 
-    ``new_length``: settings of its `LENGTH` that are other ones than before.
+    ``new_length``: settings of `LENGTH_FIELDS` that are other ones than before.
     """
 
     run: Run
@@ -92,7 +92,7 @@ def open_run(verb: str, config: TrainSettings, subject: str) -> OpenRun:
         return opened
     defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
     before = defaults | _settings(existing)  # a version that lacked a setting did what is now its default
-    length = config.LENGTH if config.resume is not None else frozenset()
+    length = config.LENGTH_FIELDS if config.resume is not None else frozenset()
     _refuse_changes(existing, verb, before, settings, length)
     opened = _opened(config, existing, True)
     opened.new_length = {name: settings[name] for name in length if before.get(name) != settings[name]}
@@ -195,8 +195,8 @@ def _existing(config: TrainSettings) -> tuple[Run | None, Told]:
     status, _ = status_of(told)  # of its log alone: what was launched last may be this process
     if status is Status.COMPLETED:
         advice = "Choose another --name, or --force-new to start over beside it."
-        if config.resume is not None and config.FURTHER is not None:
-            advice = f"To train that further, begin a run from it: {config.FURTHER} {run.model_path}."
+        if config.resume is not None and config.WARM_START is not None:
+            advice = f"To train that further, begin a run from it: {config.WARM_START} {run.model_path}."
         if config.checkpoints_dir is not None:
             advice = "Give the new run another --checkpoints-dir: its own checkpoints lie in that one."
         raise ValueError(f"Run '{run.name}' is complete: its model is at {run.model_path}. {advice}")
