@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,13 @@ def test_a_clock_that_is_set_kills_no_run(run: Run, monkeypatch: pytest.MonkeyPa
     real = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 2)  # as /proc/stat's btime says
     assert run.state().status is Status.RUNNING
+
+
+def test_a_process_knows_to_a_hundredth_when_it_began() -> None:
+    code = "from limner.runs.state import process_began; print(process_began())"
+    before = time.time()
+    began = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert before - 0.02 <= began <= time.time()
 
 
 def test_a_run_whose_process_stands_in_a_damaged_line(run: Run) -> None:

@@ -116,6 +116,16 @@ def _pid_key(pid: int) -> str | None:
         return None
 
 
+def process_began() -> float:
+    """When this process began, in Unix seconds; to a hundredth where /proc tells it, else to a second."""
+    import psutil
+
+    if key := _pid_key(os.getpid()):
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(key.rpartition("/")[2]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
+    return psutil.Process().create_time()
+
+
 def process_alive(identity: dict[str, Any], last_event_time: float) -> bool:
     """Whether the process that `process_identity` described still lives.
 

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 
 from limner.runs import Command, CommandQueue
+from limner.runs.state import process_began
 
 if TYPE_CHECKING:
     from limner.training.trainer import Trainer
@@ -33,7 +33,7 @@ class Steering:
         self.interrupted = self.finishing = False
         self._signal_waiting = False
         self._pause_reason: str | None = None
-        self._began: float | None = psutil.Process().create_time()
+        self._began: float | None = process_began()
         """When this process began, until it has looked for commands once."""
         self._asked: deque[Command] = deque()
         """Commands that are still to be answered: one that holds the run leaves those behind it waiting."""
