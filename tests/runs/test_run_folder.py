@@ -30,7 +30,6 @@ from limner.runs import (
     list_runs,
     send_command,
 )
-from limner.runs.folder import clear_graves
 from limner.runs.state import RunState, process_identity
 
 
@@ -301,7 +300,7 @@ def test_a_deletion_that_was_cut_short_is_ended_later(run: Run, monkeypatch: pyt
         run.delete()
     root = run.path.parent
     assert len(list(root.iterdir())) == 1 and not list_runs(root)
-    clear_graves(root)
+    create_run(root, "two", "train", {}).delete()
     assert not list(root.iterdir())
 
 

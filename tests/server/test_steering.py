@@ -238,7 +238,9 @@ def test_a_run_of_another_host_takes_no_device_of_this_one(client: TestClient, r
     assert client.get("/api/queue").json()["active"] == []
 
 
-def test_one_server_a_folder(make_client: Callable[..., TestClient], runs_dir: Path) -> None:
+def test_one_server_a_folder(
+    make_client: Callable[..., TestClient], runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (runs_dir / ".old.12345678.deleted").mkdir()
     first = make_client()
     assert not list(runs_dir.glob("*.deleted"))
@@ -246,6 +248,12 @@ def test_one_server_a_folder(make_client: Callable[..., TestClient], runs_dir: P
         create_server(ServeConfig(runs_dir=runs_dir))
     assert first.get("/api/queue").status_code == 200
     assert make_client().get("/api/queue").status_code == 200  # when the first has ended
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("limner.server.app.take_lock", not_ours)
+    assert make_client().get("/api/runs").status_code == 200  # the runs of somebody else, to look at
 
 
 def test_a_full_disk_loses_no_place_in_the_queue(

@@ -141,6 +141,7 @@ class Run:
         was_locked = (self.path / ".lock").exists()  # a full disk may have no room for it
         with self.lock() if was_locked else contextlib.nullcontext():
             remove_folder(self.path)
+        clear_graves(self.path.parent)
 
 
 def take_lock(path: Path) -> IO[bytes]:

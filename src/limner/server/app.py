@@ -54,15 +54,18 @@ def create_server(
         OSError: the runs folder cannot be made.
         ValueError: another server is at work there: two would start each run of the queue twice.
     """
+    config.runs_dir.mkdir(parents=True, exist_ok=True)
     state_dir = config.runs_dir / ".server"
-    state_dir.mkdir(parents=True, exist_ok=True)
     try:
+        state_dir.mkdir(exist_ok=True)
         lock = take_lock(state_dir / "lock")
     except BlockingIOError:
         raise ValueError(
             f"A `limner serve` is at work on {config.runs_dir.resolve()} already (process "
             f"{(state_dir / 'lock').read_text()}); use that one, or give another --runs-dir."
         ) from None
+    except OSError:  # a folder that cannot be written: there is no queue in it to start runs from
+        lock = None
     clear_graves(config.runs_dir)
     token = config.token or read_token(state_dir, config.new_token)
     app = create_app(config, trainer, worker, page_dir)

@@ -133,7 +133,7 @@ class Launcher:
                 continue
             process = newest_process(told, Launch.load(watched.run.path)) or {}
             if state.status.active and process.get("host") == socket.gethostname():
-                busy[(state.device or "cpu").split(":")[0]] = watched.run.name
+                busy[str(state.device or "cpu").split(":")[0]] = watched.run.name
         return busy
 
     def _start(self, waiting: Waiting) -> None:
