@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from limner.cli.main import main
@@ -25,7 +30,7 @@ from limner.runs import (
     list_runs,
     send_command,
 )
-from limner.runs.state import process_identity
+from limner.runs.state import RunState, process_identity
 
 
 @pytest.fixture
@@ -110,8 +115,66 @@ def test_a_reader_follows_and_waits_for_whole_lines(run: Run) -> None:
         file.write(b'{"seq":6')
     assert [e["step"] for e in reader.read()] == [2, 3, 4]
     with open(run.events_path, "ab") as file:
-        file.write(b',"step":9}\n')
+        file.write(b',"attempt":1,"step":9,"time":1.0,"type":"note"}\n')
     assert [e["step"] for e in reader.read()] == [9]
+
+
+def damage(path: Path, line: int) -> None:
+    """As a power loss leaves it: blocks that were never written."""
+    lines = path.read_bytes().split(b"\n")
+    lines[line] = b"\0" * len(lines[line])
+    path.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize("odd", [b"\0" * 80, b"{}", b'{"seq":7}', b"[" * 100_000, b'{"seq":"7"}', b"\xff"])
+def test_a_damaged_line_is_passed_over(run: Run, capsys: pytest.CaptureFixture[str], odd: bytes) -> None:
+    writer = EventWriter(run.events_path)
+    for step in range(4):
+        writer.write("metrics", step, loss=1.0)
+    writer.write("complete", 4, reason="stopped")
+    writer.close()
+    lines = run.events_path.read_bytes().split(b"\n")
+    run.events_path.write_bytes(b"\n".join([*lines[:1], odd, *lines[2:]]))
+    assert [event["seq"] for event in run.events()] == [1, 3, 4, 5]
+    assert run.state().status is Status.STOPPED and EventWriter(run.events_path).seq == 5
+    other = create_run(run.path.parent, "two", "train", {})
+    other.events_path.mkdir()
+    where = ["--runs-dir", str(run.path.parent)]
+    assert main(["runs", "list", "--json", *where]) == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["one"]["status"] == "stopped" and rows["two"]["status"] == "unreadable"
+    assert "IsADirectoryError" in rows["two"]["detail"]
+    assert main(["runs", "list", *where]) == 0
+    assert main(["runs", "delete", "one", "--yes", *where]) == 0
+
+
+def test_whatever_lies_among_the_commands_is_no_reason_to_raise(run: Run) -> None:
+    queue, folder = CommandQueue(run.path), run.path / "commands"
+    (folder / "1.json").mkdir()
+    (folder / "2.json").write_text('{"arguments":' + "[" * 200_000)
+    (folder / "3.json").symlink_to("4.json")
+    (folder / "4.json").symlink_to("3.json")
+    os.mkfifo(folder / "5.json")
+    (folder / "6.json").write_bytes(b"\xff\xfe")
+    (folder / "7.json").symlink_to("nothing")
+    wanted = send_command(run.path, "pause")
+    taken = queue.poll()
+    assert [command.name for command in taken if command.id != wanted] == ["invalid"] * 5
+    assert taken[0].id == wanted or wanted in [command.id for command in taken]
+    assert queue.poll() == [] and queue.poll() == []
+    assert sorted(path.name for path in folder.iterdir()) == ["1.json", "4.json", "7.json"]
+
+
+def test_commands_of_another_user_that_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, sent = CommandQueue(run.path), send_command(run.path, "pause")
+
+    def not_yours(self: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", not_yours)
+    monkeypatch.setattr(Path, "unlink", not_yours)
+    assert [(command.id, command.name) for command in queue.poll()] == [(sent, "invalid")]
+    assert queue.poll() == [] and queue.poll() == []
 
 
 def test_commands_come_in_order_and_once(run: Run) -> None:
@@ -181,15 +244,82 @@ def test_a_dead_process_is_a_crash(run: Run) -> None:
     assert run.state().status is Status.CRASHED
 
 
-def test_a_reused_pid_is_not_the_trainer(run: Run) -> None:
-    EventWriter(run.events_path).write("start", 0, **(process_identity() | {"pid_started": 1.0}))
+@pytest.mark.parametrize("other", [{"pid_key": "a-boot/1"}, {"pid_started": 1.0, "pid_key": None}])
+def test_a_reused_pid_is_not_the_trainer(run: Run, other: dict[str, Any]) -> None:
+    EventWriter(run.events_path).write("start", 0, **(process_identity() | other))
     assert run.state().status is Status.CRASHED
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="the start of a process is told in Unix time alone"
+)
+def test_a_clock_that_is_set_kills_no_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    EventWriter(run.events_path).write("start", 0, **process_identity())
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 2)  # as /proc/stat's btime says
+    assert run.state().status is Status.RUNNING
+
+
+def test_a_process_knows_to_a_hundredth_when_it_began() -> None:
+    code = "from limner.runs.state import process_began; print(process_began())"
+    before = time.time()
+    began = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert before - 0.02 <= began <= time.time()
+
+
+def test_a_run_whose_process_stands_in_a_damaged_line(run: Run) -> None:
+    dead = process_identity() | {"pid": 2**22 + 7}
+    for _ in range(2):
+        writer = EventWriter(run.events_path)
+        writer.write("start", 0, **dead)
+        writer.write("metrics", 1, loss=1.0)
+        writer.close()
+    assert run.state().status is Status.CRASHED
+    damage(run.events_path, 2)
+    assert run.state().status is Status.RUNNING  # as of a trainer elsewhere, its last event's time decides
+    late = run.events_path.read_text().replace(f'"time":{str(writer.last_time)[:8]}', '"time":1000')
+    run.events_path.write_text(late)
+    assert run.state().status is Status.CRASHED
+
+
+def test_who_works_on_a_run_keeps_it_from_being_deleted(run: Run) -> None:
+    EventWriter(run.events_path).write("complete", 0, reason="stopped")  # whatever the log says
+    with run.lock(), pytest.raises(ValueError, match="at work in another process"):
+        run.delete()
+    assert (run.path / "config.json").is_file()
+    run.delete()
+    assert not list(run.path.parent.iterdir())
+
+
+def test_a_deletion_that_was_cut_short_is_ended_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        run.delete()
+    root = run.path.parent
+    assert len(list(root.iterdir())) == 1 and not list_runs(root)
+    create_run(root, "two", "train", {}).delete()
+    assert not list(root.iterdir())
+
+
+def test_a_full_disk_burns_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", full)
+        create_run(tmp_path, "one", "train", {})
+    assert create_run(tmp_path, "one", "train", {}).config["verb"] == "train"
 
 
 def test_names_stay_inside_the_folder(tmp_path: Path, run: Run) -> None:
     for name in ("../x", "a/b", ".hidden", "", "x" * 200):
         with pytest.raises(ValueError, match="cannot name a run"):
             create_run(tmp_path / "runs", name, "train", {})
+    with pytest.raises(ValueError, match="too long"):
+        create_run(tmp_path / "runs", "漢" * 80, "train", {})
     with pytest.raises(FileExistsError, match="choose another"):
         create_run(tmp_path / "runs", "one", "train", {})
     with pytest.raises(FileNotFoundError, match="Did you mean one"):
@@ -241,6 +371,43 @@ def test_runs_from_the_terminal(run: Run, tmp_path: Path, capsys: pytest.Capture
     assert "is completed; `pause` needs it running" in capsys.readouterr().err
     assert main(["runs", "delete", "one", "--yes", *where]) == 0
     assert not run.path.exists()
+
+
+def test_a_tail_tells_the_end_however_it_falls(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = EventWriter(run.events_path)
+    writer.write("start", 0, **process_identity())
+    real, looks = Run.state, []
+
+    def state(self: Run, *told: Any) -> RunState:
+        """The run ends between a look at its log and one at its state."""
+        looks.append(1)
+        if len(looks) == 2:
+            writer.write("complete", 9, reason="completed")
+        found = real(self, *told)
+        return found if len(looks) < 2 else replace(found, status=Status.COMPLETED)
+
+    monkeypatch.setattr(Run, "state", state)
+    assert main(["runs", "tail", "one", "--runs-dir", str(tmp_path / "runs")]) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["start", "complete"]
+
+
+def test_a_copy_of_a_checkpoint_is_none(run: Run) -> None:
+    own = ["step-000020", "step-999990", "step-1000005"]
+    for name in (*own, "step-000020-keep", "step-", "step-20", ".step-000030"):
+        (run.checkpoints_path / name).mkdir()
+    assert [path.name for path in run.checkpoints()] == own
+
+
+def test_ctrl_d_deletes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_of_file(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end_of_file)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert main(["runs", "delete", "one", "--runs-dir", str(tmp_path / "runs")]) == 1
+    assert run.path.is_dir()
 
 
 def test_a_folder_is_measured_while_a_trainer_renames_in_it(run: Run) -> None:

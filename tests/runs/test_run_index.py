@@ -58,6 +58,44 @@ def test_a_replaced_log_is_read_anew(log: Path) -> None:
     assert index.last_seq == 0
 
 
+@pytest.mark.parametrize("lost", [[3], [0, 1], [3, 4, 7], [9]])
+def test_what_is_damaged_costs_itself_and_nothing_behind_it(log: Path, lost: list[int]) -> None:
+    writer, index = EventWriter(log), RunIndex(log)
+    for step in range(10):
+        writer.write("metrics", step, loss=float(step))
+    whole = log.read_bytes().split(b"\n")
+    lines = [b"\0" * len(line) if k in lost else line for k, line in enumerate(whole)]
+    log.write_bytes(b"\n".join(lines))
+    assert index.update() == 10 - (9 in lost) and index.damaged_lines == len(lost)
+    writer = EventWriter(log)
+    writer.write("validation", 10, eval_loss=1.0)
+    index.update()
+    count = 11 - (9 in lost)
+    assert index.last_seq == count
+    told = [json.loads(line) for line in index.lines(1, count)]
+    assert [event["seq"] for event in told] == list(range(1, count + 1))  # without a gap
+    between = [k + 1 for k in lost if k < 9]
+    assert [event["seq"] for event in told if event.get("kind") == "damaged"] == between
+    assert index.seqs({"warning"}).tolist() == between and index.seqs({"validation"}).tolist() == [count]
+    assert index.events(between) == [event for event in told if event["seq"] in between]
+    for first in range(1, count + 1):
+        for last in range(first, count + 1):
+            assert [json.loads(line)["seq"] for line in index.lines(first, last)] == list(range(first, last + 1))
+    assert index.values("metrics", "loss")[0].tolist() == [k for k in range(10) if k not in lost]
+    again = RunIndex(log)
+    again.update()
+    assert again.counts == index.counts
+
+
+def test_a_number_far_ahead_is_damage(log: Path) -> None:
+    writer, index = EventWriter(log), RunIndex(log)
+    for step in range(3):
+        writer.write("metrics", step, loss=1.0)
+    log.write_bytes(log.read_bytes().replace(b'"seq":2', b'"seq":2000000'))
+    index.update()
+    assert (index.last_seq, index.damaged_lines) == (3, 1)
+
+
 def test_ranges_types_and_bytes(log: Path) -> None:
     writer, index = EventWriter(log), RunIndex(log)
     for k in range(1000):

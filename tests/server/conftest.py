@@ -33,10 +33,12 @@ def runs_dir(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def make_client(runs_dir: Path) -> Iterator[Callable[..., TestClient]]:
-    """``make_client(**settings)``: the whole application, guard included, in this process."""
-    opened = []
+    """``make_client(**settings)``: the whole application, guard included, in this process; it ends the last one."""
+    opened: list[TestClient] = []
 
     def make(headers: dict[str, str] | None = None, **settings: Any) -> TestClient:
+        while opened:  # a folder has one server
+            opened.pop().__exit__(None, None, None)
         config = ServeConfig(runs_dir=runs_dir, token=TOKEN, **settings)
         server = create_server(config, FAKE_TRAINER, FAKE_WORKER)
         client = TestClient(

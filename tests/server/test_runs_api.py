@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from starlette.testclient import TestClient
 from limner.cli.main import main
 from limner.runs import EventWriter, Run, create_run
 from limner.runs.folder import being_read, write_config
-from limner.runs.index import RunIndex
+from limner.runs.index import FirstLook, RunIndex
 from limner.runs.launch import Launch
 from limner.runs.state import process_identity
+from limner.server import watch
 from limner.server.summary import summarize
 
 
@@ -181,6 +183,81 @@ def test_checkpoints(client: TestClient, runs_dir: Path) -> None:
     assert client.delete("/api/runs/r/checkpoints/step-000005").json()["bytes"] > 100
     assert not (folder / "checkpoints" / "step-000005").exists()
     assert client.delete("/api/runs/r/checkpoints/step-000005").status_code == 404
+
+
+def test_a_first_look_lets_no_live_run_be_deleted(
+    client: TestClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long log, who writes it now may not have been seen yet."""
+    dead = ALIVE | {"pid": 2**22 + 7}
+    run = create_run(runs_dir, "long", "pretrain", {})
+    for identity in (dead, ALIVE):
+        writer = EventWriter(run.events_path)
+        writer.write("start", 0, total_steps=1000, **identity)
+        for step in range(200):
+            writer.write("metrics", step, loss=1.0)
+        writer.close()
+    monkeypatch.setattr(watch, "LONG_BYTES", 1000)
+    monkeypatch.setattr(watch, "FirstLook", partial(FirstLook, pieces=2, piece_bytes=2000))
+    with client.app.state.runs._reading:  # type: ignore[attr-defined]  reading takes its time
+        told = client.get("/api/runs/long").json()
+        assert told["status"] == "running" and told["detail"].startswith("reading")
+        answer = client.delete("/api/runs/long")
+        assert (answer.status_code, answer.json()["error"]["state"]) == (409, "running")
+        assert client.post("/api/runs/long/resume").status_code == 409
+    assert run.config["verb"] == "pretrain"
+
+
+def test_a_run_that_is_locked_is_not_deleted(client: TestClient, runs_dir: Path) -> None:
+    run = Run(write_run(runs_dir, "r", [1.0]))
+    with run.lock():
+        answer = client.delete("/api/runs/r")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "wrong_state")
+    assert client.delete("/api/runs/r").status_code == 200
+
+
+LAUNCHED = {"argv": [], "device": "cpu", "time": "now", "host": "h", "pid": 1, "pid_started": 1}
+
+
+@pytest.mark.parametrize("launch", [LAUNCHED, LAUNCHED | {"time": 1.0, "pid": "x"}, [], None])
+def test_a_launch_of_other_types_is_none(client: TestClient, runs_dir: Path, launch: Any) -> None:
+    path = write_run(runs_dir, "r", [1.0])
+    (path / "launch.json").write_text(json.dumps(launch))
+    assert client.get("/api/runs").json()["runs"][0]["status"] == "completed"
+    assert client.get("/api/queue").status_code == 200
+    (path / "launch.json").unlink()
+    (path / "launch.json").mkdir()
+    assert client.get("/api/runs/r").json()["status"] == "completed"
+    (path / "launch.json").rmdir()
+
+
+@pytest.mark.parametrize("what", ["no file", "odd numbers"])
+def test_one_odd_run_hides_no_other_and_stops_no_queue(
+    client: TestClient, runs_dir: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    write_run(runs_dir, "good", [1.0])
+    odd = create_run(runs_dir, "odd", "pretrain", {})
+    if what == "no file":
+        odd.events_path.mkdir()
+    else:
+        EventWriter(odd.events_path).write("start", 0, total_steps="5", steps_per_epoch="1")
+    for _ in range(3):
+        assert [run["id"] for run in client.get("/api/runs").json()["runs"]] == ["good"]
+    assert client.get("/api/queue").status_code == 200
+    assert len([record for record in caplog.records if "left out" in record.message]) == 1
+    error = client.get("/api/runs/odd")
+    assert error.status_code == 503 and error.json()["error"]["code"] == "unavailable"
+    order = {"verb": "pretrain", "name": "next", "config": {"device": "cpu", "steps": 2}}
+    assert client.post("/api/runs", json=order).json()["status"] == "running"
+
+
+def test_a_binary_message_is_answered(client: TestClient, runs_dir: Path) -> None:
+    write_run(runs_dir, "r", [1.0])
+    with client.websocket_connect("/ws/runs/r", headers={"host": "127.0.0.1:8000"}) as wire:
+        wire.send_bytes(b"\0\1")
+        assert wire.receive_json()["type"] == "error"
+        wire.send_json({"type": "subscribe"})
+        assert wire.receive_json()["type"] == "hello"
 
 
 def test_unknown_things_are_404_in_one_shape(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,12 @@ import pytest
 from server_process import FAKE_TRAINER, PATIENCE, ServerProcess, until, write_run
 from starlette.testclient import TestClient
 
+from limner.config.serve import ServeConfig
+from limner.runs import EventWriter, create_run
 from limner.runs.launch import Launch
+from limner.runs.state import process_identity
+from limner.server import launcher
+from limner.server.app import create_server
 
 
 def status(server: ServerProcess, run: str) -> str:
@@ -126,6 +132,7 @@ def test_kill_and_the_exit_code_of_a_trainer_that_never_began(serve: Callable[..
     server.post("/api/runs/r/kill")
     until(lambda: server.get("/api/runs/r")["detail"] == "killed by SIGKILL")
     assert server.http.post("/api/runs/r/kill").status_code == 409
+    server.kill(signal.SIGTERM)
     other = serve(FAKE_EXIT_AT_START=3)
     started(other, "never")
     failed = until(lambda: (found := other.get("/api/runs/never"))["status"] == "failed" and found)
@@ -199,6 +206,83 @@ def test_wrong_settings_name_their_field(client: TestClient) -> None:
     for name in ("../x", ".hidden", "", "a/b", "x" * 200):
         assert client.post("/api/runs", json={"verb": "pretrain", "name": name}).status_code == 422
     assert client.post("/api/runs", json={"verb": "rm"}).json()["error"]["field"] == "verb"
+
+
+def test_settings_that_no_command_line_takes_are_refused(client: TestClient, runs_dir: Path) -> None:
+    for config in ({"corpus": "a\0b"}, {"corpus": "\ud800"}, {"\ud800": 1}, {"sample_prompt": ["\udfff"]}):
+        body = json.dumps({"verb": "pretrain", "config": config, "name": "x"})
+        for path in ("/api/runs", "/api/runs/check"):
+            answer = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == (422 if path == "/api/runs" else 200), answer.text
+            assert path == "/api/runs" or answer.json()["valid"] is False
+    for name in ("漢" * 100, "\ud800"):
+        body = json.dumps({"verb": "pretrain", "name": name})
+        answer = client.post("/api/runs", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422 and answer.json()["error"]["code"] == "wrong_input"
+    assert [path.name for path in runs_dir.iterdir()] == [".server"]
+
+
+def test_a_paused_run_does_not_go_on_from_a_checkpoint(client: TestClient, runs_dir: Path) -> None:
+    path = write_run(runs_dir, "r", [1.0], complete=False)
+    EventWriter(path / "events.jsonl", attempt=1).write("paused", 1)
+    for wish in ({"checkpoint": "step-000001", "discard_later": True}, {"discard_later": True}):
+        answer = client.post("/api/runs/r/resume", json=wish)
+        assert (answer.status_code, answer.json()["error"]["state"]) == (409, "paused")
+    assert not list((path / "commands").iterdir())
+    assert client.post("/api/runs/r/resume").status_code == 202
+
+
+def test_a_run_of_another_host_takes_no_device_of_this_one(client: TestClient, runs_dir: Path) -> None:
+    run = create_run(runs_dir, "far", "pretrain", {})
+    identity = process_identity() | {"host": "elsewhere"}
+    EventWriter(run.events_path).write("start", 0, total_steps=9, device="cpu", **identity)
+    assert client.get("/api/runs/far").json()["status"] == "running"
+    assert client.get("/api/queue").json()["active"] == []
+
+
+def test_one_server_a_folder(
+    make_client: Callable[..., TestClient], runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs_dir / ".old.12345678.deleted").mkdir()
+    first = make_client()
+    assert not list(runs_dir.glob("*.deleted"))
+    with pytest.raises(ValueError, match=rf"at work on {runs_dir} already \(process {os.getpid()}\)"):
+        create_server(ServeConfig(runs_dir=runs_dir))
+    assert first.get("/api/queue").status_code == 200
+    assert make_client().get("/api/queue").status_code == 200  # when the first has ended
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("limner.server.app.take_lock", not_ours)
+    assert make_client().get("/api/runs").status_code == 200  # the runs of somebody else, to look at
+
+
+def test_a_full_disk_loses_no_place_in_the_queue(
+    client: TestClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    active = write_run(runs_dir, "active", [1.0], complete=False)
+    EventWriter(active / "events.jsonl", attempt=1).write("start", 1, device="cpu", **process_identity())
+    order = {"verb": "pretrain", "config": {"device": "cpu", "steps": 2}}
+    assert client.post("/api/runs", json=order | {"name": "first"}).json()["queue_position"] == 1
+    real, full = launcher.write_whole, True
+
+    def write_whole(path: Path, content: str) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(launcher, "write_whole", write_whole)
+    answer = client.post("/api/runs", json=order | {"name": "second"})
+    assert answer.status_code == 503 and "No space left" in answer.json()["error"]["message"]
+    assert not (runs_dir / "second").exists()
+    EventWriter(active / "events.jsonl", attempt=1).write("complete", 1, reason="completed")
+    time.sleep(2 * launcher.LOOK_SECONDS)
+    assert [waiting["id"] for waiting in client.get("/api/queue").json()["queue"]] == ["first"]
+    assert len([record for record in caplog.records if "could not be looked after" in record.message]) == 1
+    full = False
+    until(lambda: client.get("/api/runs/first").json()["status"] == "completed")
+    assert client.post("/api/runs", json=order | {"name": "second"}).status_code == 201
 
 
 def test_check_gives_the_command(client: TestClient, runs_dir: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from limner.cli.train import load_records
 from limner.config.train import TrainConfig
 from limner.data.folder import ImageCaptionDataset
 from limner.data.images import load_image
+from limner.data.records import Record
 from limner.decoding.captioner import load_captioner
 from limner.decoding.consensus import RIDGE, middle
 from limner.device import compiles
@@ -216,6 +219,23 @@ def test_a_base_model_goes_on_where_it_ended(fit: Runner) -> None:
     still = {"max_steps": 1, "projection_lr": 1e-9, "lora_lr": 1e-9}
     zero = fit("zero", base_model="first", encoder_model=None, decoder_model=None, **still)
     assert eval_loss(zero) == pytest.approx(eval_loss(first), rel=1e-4)
+
+
+def test_a_picture_that_does_not_fit_leaves_nothing_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = object.__new__(CaptionTask)
+    task.run_path = tmp_path
+    (tmp_path / "samples").mkdir()
+    record = Record(Image.effect_noise((64, 64), 90), [], "noise")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", full)
+        task._picture_file(record)
+    assert not list((tmp_path / "samples").iterdir())
+    name = task._picture_file(record)
+    assert load_image(tmp_path / "samples" / name).size == (64, 64)
 
 
 def test_probes_and_samples_are_pictures_with_words(fit: Runner) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import threading
 import time
 from multiprocessing.process import BaseProcess
@@ -84,6 +85,30 @@ def test_a_checkpoint_without_some_of_the_weights_fills_nothing(tmp_path: Path) 
         assert all(torch.equal(tensor, kept[name]) for name, tensor in checkpoints.trained_tensors(model).items())
     checkpoints.put_tensors(model, other)
     assert all((tensor == 1).all() for tensor in checkpoints.trained_tensors(model).values())
+
+
+def test_what_cannot_be_read_is_told_before_going_on(tmp_path: Path) -> None:
+    config = ToyConfig(runs_dir=tmp_path, name="r")
+    task = ToyTask(config)
+    task.stop_at = 8
+    stopped = train(task, config, "toy", "toy", quiet=True)
+    assert stopped.reason == "stopped"
+    folders = stopped.run.checkpoints()
+    shutil.copytree(folders[-1], folders[-1].with_name(folders[-1].name + "-keep"))
+    (folders[-1] / "manifest.json").write_text("")
+    manifests = [(folder / "manifest.json", (folder / "manifest.json").read_text()) for folder in folders[:-1]]
+    for path, _ in manifests:
+        path.write_text("{")
+    with pytest.raises(ValueError, match=f"manifest of .*{folders[-1].name} .* cannot be read"):
+        train(ToyTask(config), config, "toy", "toy", quiet=True)
+    for path, text in manifests:
+        path.write_text(text)
+    result = train(ToyTask(config), config, "toy", "toy", quiet=True)
+    told = [event for event in result.run.events() if event["type"] == "warning"]
+    assert len(told) == 1 and folders[-1].name in told[0]["message"]
+    start = [event for event in result.run.events() if event["type"] == "start"][-1]
+    assert f"step-{start['resumed_from']:06d}" == folders[-2].name
+    assert folders[-1].with_name(folders[-1].name + "-keep").is_dir()
 
 
 def test_a_reader_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,8 +18,10 @@ from toy import ToyConfig, ToyTask
 
 from limner import device as hardware
 from limner.runs import Run, Status, send_command
+from limner.training import checkpoints
 from limner.training.journal import Journal
 from limner.training.meter import Meter
+from limner.training.opening import saved_settings
 from limner.training.trainer import train
 
 
@@ -160,6 +164,65 @@ def test_a_senseless_request_is_refused_and_the_run_goes_on(tmp_path: Path) -> N
     assert answered[1]["text"] == "caf?" and answered[2]["text"] == "aaa"
 
 
+def test_what_was_asked_of_a_dead_process_is_refused(tmp_path: Path) -> None:
+    config = ToyConfig(runs_dir=tmp_path, name="r", pace=0.02)
+    stopped_at(2, config)
+    stale = {"id": "stale", "name": "stop", "arguments": {}, "time": 1e9}
+    (tmp_path / "r" / "commands" / "0.json").write_text(json.dumps(stale))
+    note = send_command(tmp_path / "r", "note", text="to this one")
+    result = run(config)
+    assert result.reason == "completed"
+    answered = {event["command"]: event for event in result.run.events() if "command" in event}
+    assert answered["stale"]["ok"] is False and answered["stale"]["name"] == "stop"
+    assert answered[note]["type"] == "note"
+
+
+def test_a_checkpoint_on_a_full_disk_is_refused_within_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, real = threading.Event(), checkpoints.save_file
+
+    def save_file(tensors: dict, path: Path) -> None:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    folder = tmp_path / "full"
+
+    def person() -> None:
+        _wait_for_step(folder, 2)
+        send_command(folder, "pause")
+        _wait_for(folder, "paused")
+        full.set()
+        asked = send_command(folder, "checkpoint")
+        _until(lambda: any(event.get("command") == asked for event in Run(folder).events()))
+        full.clear()
+        send_command(folder, "resume")
+
+    helper = threading.Thread(target=person)
+    helper.start()
+    result = run(ToyConfig(runs_dir=tmp_path, name="full", pace=0.02, eval_every=100, checkpoint_every=100))
+    helper.join()
+    events = result.run.events()
+    refused = [event for event in events if event.get("ok") is False]
+    assert [event["name"] for event in refused] == ["checkpoint"] and "disk is full" in refused[0]["message"]
+    assert [event["type"] for event in events].count("paused") == 1 and result.reason == "completed"
+
+
+def test_a_full_disk_while_samples_are_taken_ends_no_run(tmp_path: Path) -> None:
+    class Full(ToyTask):
+        def probes(self, model):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = ToyConfig(runs_dir=tmp_path, name="probes")
+    result = train(Full(config), config, "toy", "toy", quiet=True)
+    events = result.run.events()
+    assert result.reason == "completed" and not [e for e in events if e["type"] == "sample"]
+    told = [event for event in events if event["type"] == "warning"]
+    assert told and all(event["kind"] == "disk_full" for event in told)
+
+
 def test_fp16_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = hardware.Choice(torch.device("cpu"), torch.float16, 1, "as asked")
     monkeypatch.setattr(hardware, "choose", lambda *_: half)
@@ -272,6 +335,45 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None
         run(ToyConfig(runs_dir=tmp_path, name="other", checkpoints_dir=states, lr=1.0))
     assert [path.name for path in tmp_path.iterdir() if (path / "config.json").is_file()] == ["one"]
     assert done.run.state().status is Status.COMPLETED
+
+
+def test_checkpoints_elsewhere_are_found_from_anywhere_and_belong_to_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        stopped_at(2, ToyConfig(runs_dir=folder / "runs", name="r", pace=0.02, checkpoints_dir=Path("states")))
+    others = sorted(path.name for path in (two / "states").iterdir())
+    saved = saved_settings(str(one / "runs" / "r"), one / "runs", "toy")
+    config = ToyConfig(**saved | {"resume": str(one / "runs" / "r")})
+    assert run(config).reason == "completed"
+    assert sorted(path.name for path in (two / "states").iterdir()) == others
+    assert (one / "states" / "step-000012").is_dir()
+    link = json.loads((two / "states" / "run.json").read_text())
+    assert link == {"run": str(two / "runs" / "r")}
+    copied = shutil.copytree(two / "runs" / "r", two / "runs" / "copy")
+    for taken in ({"resume": str(copied)}, {"name": "new", "force_new": True}):
+        with pytest.raises(ValueError, match="holds the checkpoints of another run"):
+            run(ToyConfig(**saved_settings(str(copied), two / "runs", "toy") | taken))
+    assert json.loads((two / "states" / "run.json").read_text()) == link
+    shutil.rmtree(copied)
+    (two / "runs" / "r").rename(copied)  # the run has another name now, and is the same
+    assert run(ToyConfig(**saved_settings(str(copied), two / "runs", "toy") | {"resume": str(copied)})).step == 12
+
+
+def test_a_signal_while_the_model_is_written_stops_nothing(tmp_path: Path) -> None:
+    class Signalled(ToyTask):
+        def save(self, model, folder):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().save(model, folder)
+
+    config = ToyConfig(runs_dir=tmp_path, name="late")
+    result = train(Signalled(config), config, "toy", "toy", quiet=True)
+    assert result.reason == "completed" and not result.interrupted
+    assert result.run.events()[-1]["interrupted"] is False
+    assert "Stopping" not in (result.run.path / "log.txt").read_text()
 
 
 def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:

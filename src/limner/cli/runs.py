@@ -69,9 +69,10 @@ def run(argv: list[str]) -> int:
 
 def _list(action: ListRuns) -> int:
     runs = list_runs(action.runs_dir)
+    rows = [_row(one) for one in runs]
     if action.json_:
-        for one in runs:
-            print(json.dumps(_summary(one)))
+        for row in rows:
+            print(json.dumps(row))
         return 0
     if not runs:
         print(f"No runs in {action.runs_dir} yet; `limner demo` makes one.")
@@ -80,14 +81,23 @@ def _list(action: ListRuns) -> int:
     for heading in ("run", "state", "step", "loss", "best", "model"):
         justify: Literal["left", "right"] = "right" if heading in ("step", "loss") else "left"
         table.add_column(heading, justify=justify, overflow="fold")
-    for one in runs:
-        row = _summary(one)
+    for row in rows:
         of = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else str(row["step"])
         loss = f"{row['loss']:.3f}" if isinstance(row["loss"], float) else str(row["loss"] or "")
         last = row["model"] or row["detail"]  # where its model is; else why there is none
         table.add_row(*map(escape, (row["name"], row["status"], of, loss, row["best"] or "", last)))
     Console().print(table)
     return 0
+
+
+def _row(one: Run) -> dict[str, Any]:
+    """`_summary`; of a run whose folder is not in order, why: it must not hide the others."""
+    try:
+        return _summary(one)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = {"name": one.name, "status": "unreadable", "step": 0, "resumable": False}
+        unknown = dict.fromkeys(("total_steps", "loss", "best", "model"))
+        return told | unknown | {"detail": f"{type(error).__name__}: {error}"}
 
 
 def _summary(one: Run) -> dict[str, Any]:
@@ -112,14 +122,22 @@ def _summary(one: Run) -> dict[str, Any]:
 def _tail(found: Run, action: TailRun) -> int:
     reader = EventReader(found.events_path)
     past = reader.read()
+    told = Told.by(past)
     events = past[-action.lines :] if action.lines else []
+    was_active = True
     while True:
         for event in events:
             print(json.dumps(event) if action.json_ else _line(event), flush=True)
-        if not action.follow or not found.state().status.active:
+        if not action.follow:
             return 0
-        time.sleep(0.5)
+        active = found.path.is_dir() and found.state(told).status.active
+        if not active and not was_active:
+            return 0
+        if active:
+            time.sleep(0.5)
+        was_active = active  # a run that has ended is read once more: it may have said so since the last look
         events = reader.read()
+        told = told.after(events)
 
 
 def _line(event: dict[str, Any]) -> str:
@@ -170,8 +188,9 @@ def _resume(found: Run) -> int:
 
 
 def _stop(found: Run, wait: bool) -> int:
+    reader, told = EventReader(found.events_path), Told()
     code = _ask(found, "stop", {Status.RUNNING, Status.PAUSED})
-    while wait and found.state().status.active:
+    while wait and found.state(told := told.after(reader.read())).status.active:
         time.sleep(0.2)
     return code
 
@@ -197,7 +216,11 @@ def _delete(found: Run, yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise ValueError(f"Add --yes to delete run '{found.name}': nobody is here to confirm it.")
-        answer = input(f"Delete run '{found.name}' ({size:,.0f} MB)? [y/N] ")
+        try:
+            answer = input(f"Delete run '{found.name}' ({size:,.0f} MB)? [y/N] ")
+        except EOFError:  # Ctrl-D
+            answer = ""
+            print()
         if answer.strip().lower() not in ("y", "yes"):
             return 1
     found.delete()

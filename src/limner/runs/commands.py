@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -69,28 +70,43 @@ class CommandQueue:
         self.folder = Path(run_folder) / "commands"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._seen_mtime = -1
+        self._stuck: set[str] = set()
+        """Names that could not be removed: they are taken once."""
 
     def poll(self) -> list[Command]:
-        """Takes all waiting commands, oldest first. An unreadable file is taken away and named ``invalid``."""
+        """Takes all waiting commands, oldest first. What cannot be read as one is taken away and named ``invalid``.
+
+        Raises nothing: whatever lies there, a run must not end of it.
+        """
         try:
             mtime = os.stat(self.folder).st_mtime_ns
-        except FileNotFoundError:  # cleared away by hand; whoever asks makes it anew
-            return []
-        if mtime == self._seen_mtime:
+            names = os.listdir(self.folder) if mtime != self._seen_mtime else []
+        except OSError:  # cleared away by hand; whoever asks makes it anew
             return []
         commands = []
-        for path in sorted(self.folder.glob("*.json")):
+        for path in (self.folder / name for name in sorted(names) if name.endswith(".json")):
+            if path.name in self._stuck:
+                continue
             try:
-                body = json.loads(path.read_text())
-                command = Command(str(body["id"]), str(body["name"]), dict(body["arguments"]), float(body["time"]))
+                command = _read(path)
             except FileNotFoundError:  # taken back
                 continue
-            except (ValueError, KeyError, TypeError):
-                command = Command(path.stem, "invalid")
-            path.unlink(missing_ok=True)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                command = Command(path.stem, "invalid", time=time.time())
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                self._stuck.add(path.name)
             commands.append(command)
         # Our own unlinks changed the folder's time, and a command of the same tick of the file system's clock does
         # not change it: remember the time only of a folder seen empty some ticks later.
         settled = time.time_ns() - mtime > _TICK_NS
         self._seen_mtime = mtime if not commands and settled else -1
         return commands
+
+
+def _read(path: Path) -> Command:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
+        raise ValueError("no file")
+    body = json.loads(path.read_text())
+    return Command(str(body["id"]), str(body["name"]), dict(body["arguments"]), float(body["time"]))

@@ -109,10 +109,12 @@ class EventWriter:
 
 
 def _repair(path: Path) -> Event | None:
-    """Cuts everything behind a log's last whole event off, and returns that event (None: there is none).
+    """Cuts half a line off a log's end, and returns the last whole event (None: there is none, and all is cut off).
 
-    After a power loss the end may hold half a line, or blocks that were never written.
+    After a power loss the end may hold half a line, or blocks that were never written. A damaged line that has an
+    end stays: readers have passed it over, and go on behind it.
     """
+    cut = 0
     with open(path, "r+b") as file:
         start = end = path.stat().st_size
         block = b""
@@ -121,31 +123,44 @@ def _repair(path: Path) -> Event | None:
             file.seek(start)
             block = file.read(end - start)
             newline = block.rfind(b"\n")
+            cut = cut or (start + newline + 1 if newline >= 0 else 0)
             while newline >= 0:
                 before = block.rfind(b"\n", 0, newline)
                 if before < 0 and start > 0:
                     break  # the line begins further in front: read more
                 event = _event_of(block[before + 1 : newline])
                 if event is not None:
-                    file.truncate(start + newline + 1)
+                    file.truncate(cut)
                     return event
                 newline = before
         file.truncate(0)
     return None
 
 
+_HEAD: dict[str, type | tuple[type, ...]] = {
+    "seq": int,
+    "attempt": int,
+    "step": int,
+    "time": (int, float),
+    "type": str,
+}
+
+
 def _event_of(line: bytes) -> Event | None:
+    """The event of a line; None: it is damaged."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "seq" in event else None
+    if isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in _HEAD.items()):
+        return event
+    return None
 
 
 class EventReader:
     """Follows a run's log: each `read` gives the whole events that came since the last one.
 
-    A torn last line stays unread until it is whole. The file may not exist yet.
+    A torn last line stays unread until it is whole; a damaged one is passed over. The file may not exist yet.
     """
 
     def __init__(self, path: Path | str, offset: int = 0) -> None:
@@ -170,4 +185,5 @@ class EventReader:
                 if not line.endswith(b"\n") or (limit is not None and count >= limit):
                     return
                 self.offset += len(line)
-                yield json.loads(line)
+                if (event := _event_of(line)) is not None:
+                    yield event

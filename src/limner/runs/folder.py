@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from limner.runs.events import Event, EventReader
 from limner.runs.launch import Launch
@@ -23,9 +23,12 @@ from limner.whole_files import write_whole
 
 try:
     import fcntl
-except ImportError:  # no flock on this system: who reads a checkpoint is then not protected from its removal
+except ImportError:  # no flock on this system: two who work on one run, or its checkpoints, are not kept apart
     fcntl = None  # type: ignore[assignment]
 
+_GRAVE = ".deleted"
+_NAME_BYTES = 230
+"""File systems take 255, and `remove_folder` adds some."""
 _NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
 
 
@@ -87,13 +90,13 @@ class Run:
             return file.read().decode("utf-8", "replace").splitlines()[-lines:]
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first (a name that does not begin with a dot is complete)."""
+        """Complete checkpoints by their steps (half ones have another name)."""
         try:
             names = os.listdir(self.checkpoints_path)
         except FileNotFoundError:
             return []
-        paths = [self.checkpoints_path / name for name in sorted(names) if name.startswith("step-")]
-        return [path for path in paths if path.is_dir()]
+        steps = {step: name for name in names if (step := checkpoint_step(name)) is not None}
+        return [path for step in sorted(steps) if (path := self.checkpoints_path / steps[step]).is_dir()]
 
     def state(self, told: Told | None = None) -> RunState:
         """What the run is doing now. ``told``: what its log tells, where the caller has read it already."""
@@ -114,15 +117,56 @@ class Run:
         """Bytes on disk."""
         return folder_size(self.path)
 
-    def delete(self) -> None:
-        """Removes the folder.
+    def lock(self) -> IO[bytes]:
+        """Held by whoever works on the run, until it is closed or its process ends, however.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        try:
+            return take_lock(self.path / ".lock")
+        except BlockingIOError:
+            raise ValueError(
+                f"Run '{self.name}' is at work in another process; follow it with `limner runs tail {self.name}`."
+            ) from None
+
+    def delete(self, told: Told | None = None) -> None:
+        """Removes the folder. ``told``: as of `state`.
 
         Raises:
             ValueError: a process is at work on the run.
         """
-        if self.state().status.active:
+        if self.state(told).status.active:
             raise ValueError(f"Run '{self.name}' is at work; stop it first: limner runs stop {self.name}")
-        remove_folder(self.path)
+        was_locked = (self.path / ".lock").exists()  # a full disk may have no room for it
+        with self.lock() if was_locked else contextlib.nullcontext():
+            remove_folder(self.path)
+        clear_graves(self.path.parent)
+
+
+def take_lock(path: Path) -> IO[bytes]:
+    """Opens a file, locked for this process alone, and writes the process's number into it.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    file = open(path, "ab", buffering=0)  # noqa: SIM115  as long as the lock is held
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    with contextlib.suppress(OSError):  # the disk is full
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+    return file
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of the checkpoint that a folder of this name is; None: it is none (a person's copy, say)."""
+    found = re.fullmatch(r"step-(\d{6,})", name)
+    return int(found[1]) if found else None
 
 
 def folder_size(path: Path) -> int:
@@ -171,7 +215,7 @@ def remove_checkpoint(path: Path) -> bool:
 
 
 def _bury(path: Path) -> Path:
-    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_GRAVE}")
     path.rename(grave)
     return grave
 
@@ -185,12 +229,20 @@ def _clear_away(grave: Path) -> None:
                 raise
 
 
+def clear_graves(folder: Path) -> None:
+    """Removes what is left of folders whose removal was cut short."""
+    for grave in folder.glob(f".*{_GRAVE}"):
+        shutil.rmtree(grave, ignore_errors=True)
+
+
 def check_name(name: str) -> str:
     """Returns ``name`` if it can name a run: it must stay one plain folder below the runs folder.
 
     Raises:
         ValueError: it has a slash, begins with a dot, is empty or too long.
     """
+    if len(name.encode(errors="replace")) > _NAME_BYTES:
+        raise ValueError(f"'{name[:20]}...' is too long for the name of a run's folder.")
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"'{name}' cannot name a run: use letters, digits and . _ + -, beginning with a letter or digit."
@@ -218,7 +270,7 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
     """Makes the folder of a new run, with its ``config.json``.
 
     Raises:
-        FileExistsError: a run of that name is there already.
+        FileExistsError: a run of that name is there already. OSError: the disk is full; nothing is left.
     """
     path = Path(runs_dir) / check_name(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,9 +280,13 @@ def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any
         raise FileExistsError(
             f"There is a run named '{name}' in {runs_dir} already; choose another --name."
         ) from None
-    for folder in ("commands", "checkpoints", "samples"):
-        (path / folder).mkdir()
-    write_config(path, verb, config)
+    try:
+        for folder in ("commands", "checkpoints", "samples"):
+            (path / folder).mkdir()
+        write_config(path, verb, config)
+    except OSError:  # the disk is full: the name is free again
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return Run(path)
 
 
@@ -258,7 +314,7 @@ def find_run(name_or_path: Path | str, runs_dir: Path | str = "runs") -> Run:
 
 
 def list_runs(runs_dir: Path | str) -> list[Run]:
-    """All runs of a folder, newest first; a folder without ``config.json`` is none."""
+    """All runs of a folder, newest first; one without ``config.json``, or whose name begins with a dot, is none."""
     root = Path(runs_dir)
     if not root.is_dir():
         return []
@@ -266,7 +322,7 @@ def list_runs(runs_dir: Path | str) -> list[Run]:
     for path in root.iterdir():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no run, or deleted while we look
             written = (path / "config.json").stat().st_mtime
-            if not path.is_symlink():
+            if not path.is_symlink() and not path.name.startswith("."):  # those are on their way out
                 found.append((written, path))
     return [Run(path) for _, path in sorted(found, reverse=True)]
 

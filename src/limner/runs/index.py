@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from limner.runs.events import EVENT_TYPES, Event, decode_number
 from limner.runs.pyramid import Grower, Pyramid
@@ -29,6 +29,8 @@ _HEAD_BYTES = 200
 _BLOCK = 1 << 20
 _LINES = 256
 """Lines parsed at a time: their objects then fit the processor's cache (four times as fast as one big array)."""
+MOST_LOST = 10_000
+"""Numbers that may lack in one place of a damaged log; an event further ahead is taken for damaged itself."""
 _TYPE_CODES = {name: code for code, name in enumerate(EVENT_TYPES)}
 _OTHER = 255
 
@@ -87,6 +89,8 @@ class RunIndex:
         self._types = Grower(np.uint8)
         self.tables = {name: Table() for name in TABLES}
         self.damaged_lines = 0
+        self._lost: dict[int, bytes] = {}
+        """What is told in the place of events whose lines are damaged, by their numbers."""
         self.last: Event | None = None
         self.last_metrics: Event | None = None
         self.status_event: Event | None = None
@@ -163,10 +167,14 @@ class RunIndex:
             events, kept = [], list[int]()
             for k, line in enumerate(lines):
                 event = _parse_one(line)
-                if event is not None and event["seq"] == expected + len(kept):
+                if event is None or not 0 <= event["seq"] - expected - len(events) <= MOST_LOST:
+                    self.damaged_lines += 1
+                    continue
+                while (seq := expected + len(events)) < event["seq"]:
+                    events.append(self._stand_in(seq, events[-1] if events else self.last or event))
                     kept.append(k)
-                    events.append(event)
-            self.damaged_lines += len(lines) - len(kept)
+                events.append(event)
+                kept.append(k)
             offsets = offsets[kept]
         self.offset += int(lengths.sum())
         if not events:
@@ -188,6 +196,14 @@ class RunIndex:
         else:
             for event in events:
                 self._tell(event)
+
+    def _stand_in(self, seq: int, neighbour: Event) -> Event:
+        """A warning in the place of an event that is lost: numbers stay without a gap for all who count them."""
+        event = {name: neighbour[name] for name in ("attempt", "step", "time")}
+        message = "What stood here in the log is damaged, and lost."
+        event = {"seq": seq, **event, "type": "warning", "kind": "damaged", "message": message}
+        self._lost[seq] = to_json(event)
+        return event
 
     def _tell(self, event: Event) -> None:
         """Keeps the run's story: attempts, pauses, what it is doing, how often each type came."""
@@ -217,7 +233,8 @@ class RunIndex:
     # -- answers -----------------------------------------------------------------------------------------------
 
     def lines(self, first: int, last: int, most_bytes: int | None = None) -> list[bytes]:
-        """The log's lines of events ``first`` to ``last`` (inclusive), as they stand in the file.
+        """The log's lines of events ``first`` to ``last`` (inclusive), as they stand in the file; for each that is
+        damaged, a warning that says so.
 
         Args:
             most_bytes: stop before more than this many bytes (one line is always given).
@@ -236,8 +253,10 @@ class RunIndex:
         with open(self.path, "rb") as file:
             block = os.pread(file.fileno(), stop - start, start)
         lines = block.split(b"\n")[:-1]
-        if len(lines) != last - first + 1:  # damaged lines stand between
-            lines = [line for line in lines if _parse_one(line) is not None]
+        if self.damaged_lines or self._lost:
+            whole = {event["seq"]: line for line in reversed(lines) if (event := _parse_one(line)) is not None}
+            found = [whole.get(seq) or self._lost.get(seq) for seq in range(first, last + 1)]
+            lines = [line for line in found if line is not None]
         return lines[: last - first + 1]
 
     def seqs(self, types: set[str], after: int = 0, before: int | None = None) -> np.ndarray:

@@ -7,12 +7,14 @@ one that waits, and the exit signal of a crashed one is known.
 from __future__ import annotations
 
 import json
-import socket
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from limner.runs.state import process_alive
+from pydantic import TypeAdapter
+
+from limner.runs.state import Told, process_alive, process_identity
 from limner.whole_files import write_whole
 
 
@@ -28,16 +30,11 @@ class Launch:
     pid_started: float
     returncode: int | None = None
     ended: float | None = None
+    pid_key: str | None = None
 
     @staticmethod
     def of_process(argv: list[str], device: str, pid: int) -> Launch:
-        import psutil
-
-        try:
-            started = psutil.Process(pid).create_time()
-        except psutil.Error:  # it has ended already
-            started = time.time()
-        return Launch(argv, device, time.time(), socket.gethostname(), pid, started)
+        return Launch(argv, device, time.time(), **process_identity(pid))
 
     def with_end(self, returncode: int) -> Launch:
         return replace(self, returncode=returncode, ended=time.time())
@@ -52,6 +49,14 @@ class Launch:
     def load(run_folder: Path) -> Launch | None:
         """None: the run was not started by a launcher, or its record cannot be read."""
         try:
-            return Launch(**json.loads((run_folder / "launch.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return TypeAdapter(Launch).validate_json((run_folder / "launch.json").read_bytes())
+        except (OSError, ValueError):
             return None
+
+
+def newest_process(told: Told, launch: Launch | None) -> dict[str, Any] | None:
+    """Who is at work on a run, or was last: as the log names it, or a launch that the log does not know yet."""
+    identity = told.identity
+    if launch is not None and (identity is None or launch.time > identity["time"]):
+        return asdict(launch)
+    return identity

@@ -16,6 +16,7 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 
 from limner import __version__
 from limner.config.serve import ServeConfig
+from limner.runs.folder import clear_graves, take_lock
 from limner.server import errors, page, socket
 from limner.server.launcher import Launcher
 from limner.server.routes import catalogue, older, playground, runs, start, steer
@@ -51,11 +52,24 @@ def create_server(
 
     Raises:
         OSError: the runs folder cannot be made.
+        ValueError: another server is at work there: two would start each run of the queue twice.
     """
     config.runs_dir.mkdir(parents=True, exist_ok=True)
     state_dir = config.runs_dir / ".server"
+    try:
+        state_dir.mkdir(exist_ok=True)
+        lock = take_lock(state_dir / "lock")
+    except BlockingIOError:
+        raise ValueError(
+            f"A `limner serve` is at work on {config.runs_dir.resolve()} already (process "
+            f"{(state_dir / 'lock').read_text()}); use that one, or give another --runs-dir."
+        ) from None
+    except OSError:  # a folder that cannot be written: there is no queue in it to start runs from
+        lock = None
+    clear_graves(config.runs_dir)
     token = config.token or read_token(state_dir, config.new_token)
     app = create_app(config, trainer, worker, page_dir)
+    app.state.lock = lock
     guard = Guard(app, config, token)
     app.state.is_token = guard.is_token
     return Server(guard, app, token)
@@ -88,7 +102,7 @@ def create_app(
         timeout=config.worker_timeout,
         command=worker,
     )
-    app.state.is_token = lambda text: False
+    app.state.is_token, app.state.lock = lambda text: False, None
     errors.install(app)
     # Streams of tokens are left alone: a compressor would hold them back.
     plain = (*DEFAULT_EXCLUDED_CONTENT_TYPES, playground.NDJSON)
@@ -117,3 +131,5 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await app.state.workroom.close()
+        if app.state.lock is not None:
+            app.state.lock.close()

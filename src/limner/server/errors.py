@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
@@ -99,14 +100,13 @@ def wrong_fields(error: ValidationError | RequestValidationError, prefix: str = 
 def install(app: FastAPI) -> None:
     """Gives every error of ``app`` the one shape."""
 
-    async def refused(request: Request, error: Exception) -> JSONResponse:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)
-        return JSONResponse(error.body, error.status)
+        return _answer(error)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        refusal = wrong_fields(error)
-        return JSONResponse(refusal.body, refusal.status)
+        return _answer(wrong_fields(error))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -115,16 +115,31 @@ def install(app: FastAPI) -> None:
         detail = ErrorDetail(code=code, message=str(error.detail))
         return JSONResponse({"error": detail.model_dump()}, error.status_code, headers=error.headers)
 
-    async def vanished(request: Request, error: Exception) -> JSONResponse:
+    async def vanished(request: Request, error: Exception) -> Response:
         # Trainers prune and people delete while we look; what can be told without the file is told by the routes.
         log.warning("%s %s: %s", request.method, request.url.path, error)
-        refusal = Refusal("not_found", "It has been deleted, or moved away, while it was looked at.")
-        return JSONResponse(refusal.body, refusal.status)
+        return _answer(Refusal("not_found", "It has been deleted, or moved away, while it was looked at."))
+
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, OSError)
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        why = error.strerror or str(error) or type(error).__name__
+        return _answer(Refusal("unavailable", f"The server's disk or system did not let it do that: {why}."))
+
+    async def no_unicode(request: Request, error: Exception) -> Response:
+        return _answer(Refusal("wrong_input", "The text has half a character in it (a lone surrogate)."))
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(FileNotFoundError, vanished)
+    app.add_exception_handler(OSError, failed)
+    app.add_exception_handler(UnicodeEncodeError, no_unicode)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def _answer(refusal: Refusal) -> Response:
+    # In ASCII: a message may repeat what was asked, and that may be no Unicode.
+    return Response(json.dumps(refusal.body), refusal.status, media_type="application/json")
 
 
 _MEANINGS = {
@@ -135,7 +150,7 @@ _MEANINGS = {
     413: "The body is too large.",
     422: "Wrong input; `problems` names the fields.",
     429: "Too many requests wait for the model worker.",
-    503: "The model worker has died; the next request starts a new one.",
+    503: "The model worker has died, and the next request starts a new one; or the disk is full.",
     504: "It took too long.",
 }
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from limner.runs import Run, Status
-from limner.runs.launch import Launch
+from limner.runs.launch import Launch, newest_process
 from limner.runs.state import process_alive
 from limner.server.errors import Refusal
 from limner.server.watch import Runs
@@ -54,6 +54,7 @@ class Launcher:
         self._lock = threading.RLock()
         self._children: dict[str, tuple[subprocess.Popen[bytes], Launch]] = {}
         self._queue = self._load()
+        self._failure: str | None = None
         self._task: asyncio.Task[None] | None = None
         runs.position = self.position
 
@@ -70,21 +71,23 @@ class Launcher:
             return next((k + 1 for k, waiting in enumerate(self._queue) if waiting.run == name), None)
 
     def submit(self, run: Run, arguments: list[str], device: str) -> None:
-        """Starts the run now if its device is free, else when those before it have ended."""
+        """Starts the run now if its device is free, else when those before it have ended.
+
+        Raises:
+            OSError: the queue cannot be written; the run is not in it.
+        """
         with self._lock:
             if self.position(run.name) is None:
-                self._queue.append(Waiting(run.name, arguments, resolve_device(device)))
-                self._save()
-            self.look()
+                self._save([*self._queue, Waiting(run.name, arguments, resolve_device(device))])
+            self._try_look()
 
     def withdraw(self, name: str) -> bool:
         """Takes a run out of the queue. False: it was not in it."""
         with self._lock:
             kept = [waiting for waiting in self._queue if waiting.run != name]
             found = len(kept) < len(self._queue)
-            self._queue = kept
             if found:
-                self._save()
+                self._save(kept)
             return found
 
     def move(self, name: str, position: int) -> None:
@@ -93,9 +96,9 @@ class Launcher:
             found = next((waiting for waiting in self._queue if waiting.run == name), None)
             if found is None:
                 raise Refusal("wrong_state", f"The run '{name}' does not wait in the queue.", state="not queued")
-            self._queue.remove(found)
-            self._queue.insert(max(0, position - 1), found)
-            self._save()
+            queue = [waiting for waiting in self._queue if waiting is not found]
+            queue.insert(max(0, position - 1), found)
+            self._save(queue)
 
     # -- processes -------------------------------------------------------------------------------------------
 
@@ -109,24 +112,28 @@ class Launcher:
             for waiting in list(self._queue):
                 if waiting.device in busy:
                     continue
-                self._queue.remove(waiting)
-                self._save()
+                self._save([other for other in self._queue if other is not waiting])
                 try:
                     self._start(waiting)
                     busy[waiting.device] = waiting.run
-                except (OSError, Refusal) as error:
+                except (OSError, ValueError, Refusal) as error:
                     log.error("Run '%s' could not be started: %s", waiting.run, error)
 
     def busy_devices(self) -> dict[str, str]:
-        """Device -> the active run that works on it, whoever started it."""
+        """Device of this machine -> the active run that works on it, whoever started it."""
         busy = {}
         for watched in self.runs.all():
             if watched.recorded or self.position(watched.run.name) is not None:
                 continue
-            watched.index.update()
-            state = watched.run.state(watched.index.told)
-            if state.status.active:
-                busy[(state.device or "cpu").split(":")[0]] = watched.run.name
+            try:
+                watched.index.update()
+                told = watched.index.told
+                state = watched.run.state(told)
+            except OSError:  # `Runs.summaries` tells of it
+                continue
+            process = newest_process(told, Launch.load(watched.run.path)) or {}
+            if state.status.active and process.get("host") == socket.gethostname():
+                busy[str(state.device or "cpu").split(":")[0]] = watched.run.name
         return busy
 
     def _start(self, waiting: Waiting) -> None:
@@ -143,8 +150,9 @@ class Launcher:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         launch = Launch.of_process(["limner", *waiting.arguments], waiting.device, process.pid)
-        launch.save(run.path)
         self._children[run.name] = (process, launch)
+        with contextlib.suppress(OSError):  # the disk is full; its log tells of it soon
+            launch.save(run.path)
         log.info("Started run '%s' (process %d).", run.name, process.pid)
 
     def _reap(self) -> None:
@@ -164,9 +172,7 @@ class Launcher:
         """
         watched = self.runs.find(run.name)
         watched.index.update()
-        launch, identity = Launch.load(run.path), watched.index.identity
-        starting = launch is not None and (identity is None or launch.time > identity["time"])
-        found = asdict(launch) if starting and launch is not None else identity
+        found = newest_process(watched.index.told, Launch.load(run.path))
         if found is None or not process_alive(found, 0.0):
             elsewhere = found is not None and found.get("host") != socket.gethostname()
             where = f"on {found['host']}" if elsewhere and found else "here no more"
@@ -184,13 +190,21 @@ class Launcher:
     # -- the server's life -----------------------------------------------------------------------------------
 
     async def run_forever(self) -> None:
-        """Looks again and again; a look that fails is logged, and the next one tries anew."""
+        """Looks again and again."""
         while True:
-            try:
-                await asyncio.to_thread(self.look)
-            except Exception:
-                log.exception("The queue could not be looked after.")
+            await asyncio.to_thread(self._try_look)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _try_look(self) -> None:
+        """`look`; what fails is logged, once for all looks that fail alike, and the next one tries anew."""
+        failure = None
+        try:
+            self.look()
+        except Exception as error:
+            failure = repr(error)
+            if failure != self._failure:
+                log.exception("The queue could not be looked after.")
+        self._failure = failure
 
     def _load(self) -> list[Waiting]:
         try:
@@ -201,9 +215,11 @@ class Launcher:
             log.error("The queue in %s cannot be read and is begun anew: %s", self.path, error)
             return []
 
-    def _save(self) -> None:
+    def _save(self, queue: list[Waiting]) -> None:
+        """Makes this the queue, on the disk first: where that is full, it stays as it was."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, json.dumps({"queue": [asdict(waiting) for waiting in self._queue]}, indent=1))
+        write_whole(self.path, json.dumps({"queue": [asdict(waiting) for waiting in queue]}, indent=1))
+        self._queue = queue
 
 
 def resolve_device(device: str) -> str:

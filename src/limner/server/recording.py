@@ -20,7 +20,7 @@ from limner.runs import Event, EventReader, Run
 from limner.server.app import RECORDED
 
 DIGITS = 5
-PRIVATE = frozenset({"host", "pid", "pid_started"})
+PRIVATE = frozenset({"host", "pid", "pid_started", "pid_key"})
 MOST_BYTES = 300_000
 
 

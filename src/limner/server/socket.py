@@ -69,7 +69,10 @@ class Client:
 
     async def _listen(self) -> None:
         while True:
-            text = await self.socket.receive_text()
+            try:
+                text = await self.socket.receive_text()
+            except KeyError:  # a binary frame
+                text = ""
             try:
                 message = json.loads(text)
                 kind = message.get("type")

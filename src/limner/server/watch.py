@@ -49,6 +49,8 @@ class Watched:
         self.used = time.monotonic()
         self.watchers = 0
         self.gone = False
+        self.trouble = ""
+        """Why it is left out of the list."""
         self._bell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -141,6 +143,9 @@ class Runs:
             watched.summary = summarize(watched.run, watched.index, position, watched.recorded)
         except FileNotFoundError:  # deleted under our hands
             raise Refusal("not_found", f"The run '{watched.run.name}' has been deleted.", field="id") from None
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            message = f"The log of run '{watched.run.name}' holds what no run says: {type(error).__name__}: {error}"
+            raise Refusal("unavailable", message, field="id") from error
         watched.stamp = stamp
         return watched.summary
 
@@ -156,11 +161,15 @@ class Runs:
                 look = watched.first_look = FirstLook(watched.index.path)
                 threading.Thread(target=read, daemon=True).start()
         found = summarize(watched.run, look, position, watched.recorded)
-        return found.model_copy(update={"detail": found.detail or f"reading {look.size >> 20:,} MB of its log"})
+        reading = f"reading {look.size >> 20:,} MB of its log"
+        sure = found.status.active and found.detail
+        return found.model_copy(update={"detail": found.detail if sure else reading})
 
-    async def summary(self, name: str) -> tuple[Watched, RunSummary]:
-        """`find` and `update`, off the event loop."""
+    async def summary(self, name: str, whole: bool = False) -> tuple[Watched, RunSummary]:
+        """`find` and `update`, off the event loop. ``whole``: not by a first look, since something hangs on it."""
         watched = self.find(name)
+        if whole:
+            await asyncio.to_thread(watched.index.update)
         return watched, await asyncio.to_thread(self.update, watched)
 
     def summaries(self) -> list[RunSummary]:
@@ -169,8 +178,11 @@ class Runs:
         for watched in self.all():
             try:
                 found.append(self.update(watched))
-            except (Refusal, OSError, ValueError) as error:
-                log.warning("Run '%s' is left out of the list: %s", watched.run.name, error)
+                watched.trouble = ""
+            except (Refusal, OSError) as error:
+                if watched.trouble != (trouble := str(error)):
+                    log.warning("Run '%s' is left out of the list: %s", watched.run.name, trouble)
+                watched.trouble = trouble
         self.forget_idle()
         return sorted(found, key=lambda summary: -summary.created)
 

@@ -37,6 +37,7 @@ from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.ridge_start import start_projection
 from limner.training.task import Batch, ParameterGroup, Progress, Task
+from limner.whole_files import write_whole
 
 COMPILE_FROM_OPERATIONS = 1e14
 """Runs on a CPU with more operations than this are compiled: some minutes of computing. On GPUs, where nothing of
@@ -437,7 +438,7 @@ class CaptionTask(Task):
         name = hashlib.sha256(buffer.getvalue()).hexdigest()[:24] + ".jpg"
         path = self.run_path / "samples" / name
         if not path.exists():
-            path.write_bytes(buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         return name
 
     # -- what is left ----------------------------------------------------------------------------------------

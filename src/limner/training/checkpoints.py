@@ -12,13 +12,13 @@ is the folder renamed: whatever kills the process, a folder without the dot is w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from limner.runs.folder import being_read, remove_checkpoint
+from limner.runs.folder import being_read, checkpoint_step, remove_checkpoint
 from limner.training.sharding import shared_out_like
 
 Tensors = dict[str, torch.Tensor]
@@ -109,14 +109,16 @@ class CheckpointManager:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def list(self) -> list[Checkpoint]:
-        """All complete checkpoints, oldest first."""
-        found = []
-        for path in self.folder.glob("step-*"):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # what has no readable manifest is none
-                manifest = json.loads((path / "manifest.json").read_text())
-                metrics = {name: float(value) for name, value in manifest["metrics"].items()}
-                found.append(Checkpoint(path, int(manifest["step"]), metrics))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        """All complete checkpoints, oldest first; what has no readable manifest is none."""
+        found = [_manifested(path) for path in self._folders()]
+        return sorted(filter(None, found), key=lambda checkpoint: checkpoint.step)
+
+    def unreadable(self) -> Sequence[Path]:
+        """Folders that are named as checkpoints and have no readable manifest."""
+        return [path for path in self._folders() if _manifested(path) is None and path.is_dir()]
+
+    def _folders(self) -> Sequence[Path]:
+        return [path for path in sorted(self.folder.iterdir()) if checkpoint_step(path.name) is not None]
 
     @property
     def latest(self) -> Checkpoint | None:
@@ -220,6 +222,16 @@ class CheckpointManager:
         if checkpoint is None:
             raise FileNotFoundError(f"There is no checkpoint in {self.folder}.")
         return checkpoint
+
+
+def _manifested(folder: Path) -> Checkpoint | None:
+    """The checkpoint of which a folder's manifest speaks; None: it cannot be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        metrics = {name: float(value) for name, value in manifest["metrics"].items()}
+        return Checkpoint(folder, int(manifest["step"]), metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def verify(folder: Path) -> None:

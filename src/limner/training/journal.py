@@ -23,6 +23,8 @@ from limner.runs.events import EventWriter
 from limner.runs.state import HEARTBEAT_SECONDS
 
 PROGRESS_EVENT_SECONDS = 1.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk, or a quota, says."""
 
 
 class Journal:
@@ -75,7 +77,7 @@ class Journal:
                 try:
                     self._writer.write(type, step, **fields)
                 except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    if error.errno not in FULL:
                         raise
                     self.disk_full = True
                     return False

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from limner.config.training import TrainSettings
 from limner.runs import Run, Status, create_run, find_run
 from limner.runs.folder import check_name, default_name, free_name, write_config
 from limner.runs.state import Told, status_of
 from limner.whole_files import write_whole
-
-try:
-    import fcntl
-except ImportError:  # no flock on this system: two trainers on one run are then not kept apart
-    fcntl = None  # type: ignore[assignment]
 
 FREE_FIELDS = frozenset(
     {
@@ -51,7 +45,7 @@ class OpenRun:
 
     run: Run
     resumed: bool
-    lock: Any
+    lock: IO[bytes]
     new_length: dict[str, Any] = field(default_factory=dict)
 
     def keep_new_length(self) -> str:
@@ -62,8 +56,7 @@ class OpenRun:
         return f"Another length ({'; '.join(changes)}): from here on the learning rate follows the new one."
 
     def close(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
+        self.lock.close()
 
 
 def open_run(verb: str, config: TrainSettings, subject: str) -> OpenRun:
@@ -82,8 +75,8 @@ def open_run(verb: str, config: TrainSettings, subject: str) -> OpenRun:
     make_folders(config)
     settings = json.loads(config.model_dump_json())
     existing, told = _existing(config)
+    _refuse_others_checkpoints(config, existing)
     if existing is None:
-        _refuse_others_checkpoints(config)
         if config.name is not None:
             check_name(config.name)
         name = config.name or default_name(config.runs_dir, verb, subject)
@@ -123,7 +116,7 @@ def make_folders(config: TrainSettings, *names: str) -> None:
 
 
 def _opened(config: TrainSettings, run: Run, resumed: bool) -> OpenRun:
-    opened = OpenRun(run, resumed, _lock(run))
+    opened = OpenRun(run, resumed, run.lock())
     _link_checkpoints(config, run)
     return opened
 
@@ -147,8 +140,10 @@ def saved_settings(name_or_path: str, runs_dir: Path | str, verb: str) -> dict[s
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The settings of a run as this version writes them."""
+    """The settings of a run as this version writes them, its checkpoints' folder as it is called from here."""
     settings = dict(run.config["config"])
+    if settings.get("checkpoints_dir") is not None and run.folder.resolve() != Path.cwd():
+        settings["checkpoints_dir"] = str(run.folder / settings["checkpoints_dir"])
     if settings.get("save_total_limit") == 10**9:  # how --save was once written down
         del settings["save_total_limit"]
     return settings
@@ -228,10 +223,15 @@ def _changes(before: dict[str, Any], after: dict[str, Any], free: frozenset[str]
     ]
 
 
-def _refuse_others_checkpoints(config: TrainSettings) -> None:
-    """A new run would go on from what lies in its checkpoints folder."""
-    folder = config.checkpoints_dir
-    if folder is not None and any(folder.glob("step-*")):
+def _refuse_others_checkpoints(config: TrainSettings, run: Run | None) -> None:
+    """A run would go on from what lies in its checkpoints folder. ``run``: None: it is to be begun."""
+    folder, linked = config.checkpoints_dir, _linked_run(config)
+    other = linked is not None and (linked / "config.json").is_file()
+    if run is not None:
+        other = other and linked != run.path.resolve()
+    elif folder is not None:
+        other = other or any(folder.glob("step-*"))
+    if other:
         raise ValueError(
             f"{folder} holds the checkpoints of another run; name another folder with --checkpoints-dir, or "
             "leave it out (they then lie in the run's own folder)."
@@ -247,20 +247,3 @@ def _link_checkpoints(config: TrainSettings, run: Run) -> None:
     """A checkpoints folder outside the run's own tells whose it is."""
     if config.checkpoints_dir is not None:
         write_whole(config.checkpoints_dir / "run.json", json.dumps({"run": str(run.path.resolve())}))
-
-
-def _lock(run: Run) -> Any:
-    """One trainer a run: the lock vanishes with the process that holds it, however it ends."""
-    file = open(run.path / ".lock", "a+")  # noqa: SIM115  held as long as the run
-    if fcntl:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(
-                f"Run '{run.name}' is at work in another process; follow it with `limner runs tail {run.name}`."
-            ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file

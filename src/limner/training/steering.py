@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from limner.runs import Command, CommandQueue
+from limner.runs.state import process_began
 
 if TYPE_CHECKING:
     from limner.training.trainer import Trainer
@@ -29,9 +30,11 @@ class Steering:
 
     def __init__(self, trainer: Trainer, queue: CommandQueue | None) -> None:
         self.trainer, self.queue = trainer, queue
-        self.interrupted = False
+        self.interrupted = self.finishing = False
         self._signal_waiting = False
         self._pause_reason: str | None = None
+        self._began: float | None = process_began()
+        """When this process began, until it has looked for commands once."""
         self._asked: deque[Command] = deque()
         """Commands that are still to be answered: one that holds the run leaves those behind it waiting."""
 
@@ -46,7 +49,8 @@ class Steering:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = self._signal_waiting = True
-            self.trainer.journal.say("Stopping at the end of this step (press Ctrl-C again to give it up).")
+            what = "The run is over and writes its model" if self.finishing else "Stopping at the end of this step"
+            self.trainer.journal.say(f"{what} (press Ctrl-C again to give it up).")
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -130,6 +134,17 @@ class Steering:
             case _:
                 self._refuse(command, f"'{command.name}' is no command")
 
+    def _polled(self, queue: CommandQueue) -> list[Command]:
+        """What others ask of this process. What waits from before it began was asked of one that is dead."""
+        commands = queue.poll()
+        if self._began is None:
+            return commands
+        began, self._began = self._began, None
+        for command in commands:
+            if command.time < began:
+                self._refuse(command, "it was sent to an earlier process of this run")
+        return [command for command in commands if command.time >= began]
+
     def _refuse(self, command: Command, why: str) -> None:
         self.trainer.journal.event("command", command=command.id, name=command.name, ok=False, message=why)
 
@@ -137,7 +152,7 @@ class Steering:
         """Takes up, on every rank, what rank 0 asks of itself or was asked by others; a signal is a `stop`."""
         commands = list(own)
         if self.queue is not None:
-            commands += self.queue.poll()
+            commands += self._polled(self.queue)
             if self._signal_waiting:
                 self._signal_waiting = False
                 commands.append(Command("signal", "stop"))

@@ -31,9 +31,10 @@ from torch import nn
 from limner import device as hardware
 from limner.config.training import TrainSettings
 from limner.runs import CommandQueue, Run
+from limner.runs.folder import checkpoint_step
 from limner.runs.state import process_identity
 from limner.training.checkpoints import CheckpointManager, Tensors, put_tensors, trained_tensors
-from limner.training.journal import Journal
+from limner.training.journal import FULL, Journal
 from limner.training.meter import Meter
 from limner.training.opening import open_run, recorded_machine
 from limner.training.optimizer import (
@@ -120,7 +121,7 @@ def train(task: Task, config: TrainSettings, verb: str, subject: str, quiet: boo
     journal = Journal(path if accelerator.is_main_process else None, quiet)
     try:
         if opened and (kept := opened.run.checkpoints()):
-            journal.step = int(kept[-1].name.removeprefix("step-"))  # where it will go on
+            journal.step = checkpoint_step(kept[-1].name) or 0  # where it will go on
         journal.event("progress", phase="starting", done=0, total=1, unit="", **process_identity())
         if opened and opened.resumed:
             journal.say(f"Resuming run '{opened.run.name}'.")
@@ -223,10 +224,11 @@ class Trainer:
             try:
                 reason = self._loop()
                 if reason != "stopped":
+                    self.steering.finishing = True
                     self._finish()
             finally:
                 self._reader.shutdown(cancel_futures=True)
-        interrupted = self.steering.interrupted
+        interrupted = self.steering.interrupted and reason == "stopped"
         self.journal.event("complete", reason=reason, metrics=self.progress.metrics, interrupted=interrupted)
         if reason == "stopped":
             self.journal.say(
@@ -464,7 +466,16 @@ class Trainer:
     def _probe(self, tell: bool = False) -> None:
         """Decodes the fixed prompts and pictures, and logs (and tells a person) what the model says of them now."""
         with self.meter.outside("samples"), self._inference() as model:
-            for sample in self.task.probes(model) if self.accelerator.is_main_process else ():
+            try:
+                samples = self.task.probes(model) if self.accelerator.is_main_process else ()
+            except OSError as error:  # of its pictures; a sample is no reason for a run to end
+                if error.errno not in FULL:
+                    raise
+                message = f"Step {self.progress.step} has no samples: the disk is full ({error})."
+                self.journal.event("warning", kind="disk_full", message=message)
+                self.journal.say(message)
+                return
+            for sample in samples:
                 self.journal.event("sample", **sample)
                 line = self.task.tell_sample(sample) if tell else None
                 if line:
@@ -500,7 +511,11 @@ class Trainer:
     # -- resumable states ------------------------------------------------------------------------------------
 
     def save_checkpoint(self, command: str | None = None) -> None:
-        """Saves a resumable state of this step (once). A full disk pauses the run and is tried again after."""
+        """Saves a resumable state of this step (once). A full disk pauses the run and is tried again after.
+
+        Args:
+            command: who asked for it and is answered; a full disk is then the answer, and pauses nothing.
+        """
         progress, acknowledgement = self.progress, {"command": command} if command else {}
         if self.saved_step == progress.step:
             if command:
@@ -511,12 +526,15 @@ class Trainer:
         with self.meter.outside("checkpoint"):
             weights, moments = trained_tensors(self._whole_model()), optimizer_tensors(self.optimizer)
         while why := self._written(weights, moments, acknowledgement):
-            if self.steering.hold(why) == "stop":
+            if command:
+                self.journal.event("command", name="checkpoint", ok=False, message=why, **acknowledgement)
+                return
+            if self.steering.hold(f"{why}. Free some, then resume.") == "stop":
                 raise OSError(errno.ENOSPC, why)
         self.saved_step = progress.step
 
     def _written(self, weights: Tensors, moments: Tensors, acknowledgement: dict[str, str]) -> str | None:
-        """Rank 0 writes a checkpoint and says so. Returns, on every rank, what to do where the disk is full."""
+        """Rank 0 writes a checkpoint and says so. Returns, on every rank, why not where the disk is full."""
         why: str | None = None
         if self.manager is not None:
             progress = self.progress
@@ -535,21 +553,33 @@ class Trainer:
                     **acknowledgement,
                 )
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in FULL:
                     raise
-                why = f"Step {progress.step} is not saved: the disk is full ({error}). Free some, then resume."
+                why = f"Step {progress.step} is not saved: the disk is full ({error})"
         return _broadcast(self.accelerator, why)
 
     def load_latest(self) -> None:
         """Takes up the run where its latest checkpoint stands, if it has one.
 
         Raises:
-            ValueError: that is damaged, of another model, of other data, or beyond the run's end.
+            ValueError: that is damaged, of another model, of other data, or beyond the run's end; or there are some,
+                and none can be read.
         """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
         metric = self.config.metric_for_best_model
         manager = self.manager or CheckpointManager(folder, metric, self.directions[metric])
         latest = manager.latest
+        newest = latest.step if latest else -1
+        later = [path.name for path in manager.unreadable() if (checkpoint_step(path.name) or 0) > newest]
+        if later and latest is None:
+            raise ValueError(
+                f"Run '{self.run.name}' cannot go on: the manifest of {', '.join(later)} in {folder} cannot be "
+                "read. Put it back, or remove that folder to begin at step 0."
+            )
+        if later and latest:
+            message = f"The manifest of {', '.join(later)} cannot be read; that state is left out."
+            self.journal.event("warning", kind="checkpoint", message=message)
+            self.journal.say(message)
         if latest is None:
             self.journal.step = 0
             return

@@ -14,8 +14,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from limner.runs import Status
 from limner.runs.events import EVENT_TYPES
-from limner.runs.folder import folder_size, remove_checkpoint, remove_folder
+from limner.runs.folder import checkpoint_step, folder_size, remove_checkpoint
 from limner.runs.series import series
 from limner.server.errors import Refusal, responses
 from limner.server.summary import RunDetail, RunSummary, describe, read_labels, report, write_labels
@@ -147,13 +148,16 @@ async def label(request: Request, id: str, labelling: Labelling) -> RunSummary:
 @router.delete("/{id}", response_model=Deleted, responses=responses(404, 409))
 async def delete(request: Request, id: str) -> Deleted:
     """Removes a run's folder; 409 while a process is at work on it."""
-    watched, summary = await _runs(request).summary(id)
+    watched, summary = await _runs(request).summary(id, whole=True)
     _refuse_recorded(watched)
     if summary.status.active:
         raise Refusal("wrong_state", f"Run '{id}' is at work; stop it first.", state=summary.status)
     request.app.state.launcher.withdraw(id)
     size = await asyncio.to_thread(watched.run.size)
-    await asyncio.to_thread(remove_folder, watched.run.path)
+    try:
+        await asyncio.to_thread(watched.run.delete, watched.index.told)
+    except ValueError as error:  # started in this moment
+        raise Refusal("wrong_state", str(error), state=Status.RUNNING) from error
     watched.gone = True
     watched.ring()
     return Deleted(id=id, bytes=size)
@@ -327,7 +331,7 @@ def checkpoint_path(watched: Watched, name: str) -> Path:
         Refusal: there is none of that name.
     """
     path = inside(watched.run.checkpoints_path, name, "checkpoint")
-    if not name.startswith("step-") or not path.is_dir():
+    if checkpoint_step(name) is None or not path.is_dir():
         raise Refusal("not_found", f"There is no checkpoint '{name[:100]}' in run '{watched.run.name}'.")
     return path
 

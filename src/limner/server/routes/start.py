@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limner.config import RunConfig, command_line
 from limner.runs import create_run
-from limner.runs.folder import check_name, default_name
+from limner.runs.folder import check_name, default_name, remove_folder
 from limner.server.errors import Problem, Refusal, responses
 from limner.server.launcher import Launcher
 from limner.server.summary import RunSummary
@@ -91,7 +92,11 @@ async def start(request: Request, order: Order) -> RunSummary:
         run = create_run(runs.runs_dir, str(config.name), order.verb, settings)
     except FileExistsError as error:
         raise Refusal("wrong_input", str(error), field="name") from error
-    await asyncio.to_thread(launcher.submit, run, command_line(order.verb, config)[1:], config.device)
+    try:
+        await asyncio.to_thread(launcher.submit, run, command_line(order.verb, config)[1:], config.device)
+    except OSError:  # the disk is full: the name is free again
+        remove_folder(run.path)
+        raise
     return (await runs.summary(run.name))[1]
 
 
@@ -149,6 +154,10 @@ def _settings(runs: Runs, order: Order) -> RunConfig:
         given = order.config.get(field)
         if given and not (field == "runs_dir" and Path(str(given)) == runs.runs_dir):
             raise Refusal("wrong_input", f"config.{field} cannot be set here: {instead}.", field=f"config.{field}")
+    for field, value in order.config.items():
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for text in _texts(value) for letter in text):
+            message = f"config.{field} has a letter that no command line takes: NUL, or half a character."
+            raise Refusal("wrong_input", message, field=f"config.{field}")
     name = order.name if order.name is not None else order.config.get("name")
     if name is not None:
         try:
@@ -159,6 +168,14 @@ def _settings(runs: Runs, order: Order) -> RunConfig:
     if name is None:
         config = config.model_copy(update={"name": default_name(runs.runs_dir, order.verb, config.subject())})
     return config
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a setting."""
+    if isinstance(value, str):
+        yield value
+    for item in value if isinstance(value, (list, tuple)) else ():
+        yield from _texts(item)
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner.runs import Run, Status, send_command
-from limner.runs.folder import remove_folder
+from limner.runs.folder import checkpoint_step, remove_folder
 from limner.server.errors import Refusal, responses
 from limner.server.launcher import Launcher
 from limner.server.routes.runs import checkpoint_path
@@ -64,7 +64,7 @@ async def _may(request: Request, id: str, action: str) -> tuple[Watched, RunSumm
     Raises:
         Refusal: 404, or 409 with the state.
     """
-    watched, summary = await request.app.state.runs.summary(id)
+    watched, summary = await request.app.state.runs.summary(id, whole=True)
     if action not in summary.actions:
         state = "recorded" if watched.recorded else summary.status.value
         can = ", ".join(summary.actions) or "only be looked at"
@@ -121,6 +121,9 @@ async def resume(request: Request, id: str, wish: Resumption | None = None) -> S
     runs, launcher = _state(request)
     watched, summary = await _may(request, id, "resume")
     if summary.status is Status.PAUSED:
+        if wish is not None and (wish.checkpoint is not None or wish.discard_later):
+            message = f"Run '{id}' is paused and goes on as it is; stop it first to go on from a checkpoint."
+            raise Refusal("wrong_state", message, field="checkpoint", state=summary.status)
         return await _command(request, id, "resume")
     if wish is not None and wish.checkpoint is not None:
         await asyncio.to_thread(_rewind, watched, wish)
@@ -134,12 +137,18 @@ async def resume(request: Request, id: str, wish: Resumption | None = None) -> S
 def _rewind(watched: Watched, wish: Resumption) -> None:
     """Removes the checkpoints after the wanted one, so that it is the latest."""
     wanted = checkpoint_path(watched, str(wish.checkpoint))
-    later = [path for path in watched.run.checkpoints() if path.name > wanted.name]
+    step = checkpoint_step(wanted.name) or 0
+    later = [path for path in watched.run.checkpoints() if (checkpoint_step(path.name) or 0) > step]
     if later and not wish.discard_later:
         message = f"{len(later)} later checkpoints would be deleted; say discard_later to go on from {wanted.name}."
         raise Refusal("wrong_input", message, field="discard_later")
-    for path in later:
-        remove_folder(path)
+    try:
+        lock = watched.run.lock()
+    except ValueError as error:
+        raise Refusal("wrong_state", str(error), state=Status.RUNNING) from error
+    with lock:
+        for path in later:
+            remove_folder(path)
 
 
 @router.post("/sample", status_code=202, response_model=Steered, responses=responses(404, 409, 504))

@@ -44,7 +44,7 @@ export function Settings() {
 }
 
 /** Not settings, but of the log. */
-const OF_THE_LOG = new Set(["seq", "type", "time", "attempt", "step", "pid_started"]);
+const OF_THE_LOG = new Set(["seq", "type", "time", "attempt", "step", "pid_started", "pid_key"]);
 
 /** A group of numbers, as the parts of a model, is told line by line below its name. */
 function entries(object: Record<string, unknown>, above = ""): [string, ReactNode][] {
