@@ -562,7 +562,7 @@ class Trainer:
         """Takes up the run where its latest checkpoint stands, if it has one.
 
         Raises:
-            ValueError: that is damaged, of another model, of other data, or beyond the run's end; or there are some,
+            ValueError: that is damaged, of another model, of other data, or beyond the end; or there are some,
                 and none can be read.
         """
         folder = self.config.checkpoints_dir or self.run.checkpoints_path
