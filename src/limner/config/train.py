@@ -102,8 +102,9 @@ class TrainConfig(TrainSettings):
     """Train the encoder's last layers all the same."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations instead of keeping them; auto: where memory needs it."""
-    pack: bool = True
-    """Put all captions of a picture into one row behind one prefix; --no-pack takes a row a caption."""
+    pack: bool | None = None
+    """Put all captions of a picture into one row behind one prefix, instead of a row a caption; unset: where the
+    decoder computes the same of both."""
 
     # -- optimization
     objective: Literal["likelihood", "cider"] = "likelihood"

@@ -190,6 +190,17 @@ def stack(lm: PreTrainedModel) -> nn.Module:
     return getattr(lm, lm.base_model_prefix)  # type: ignore[call-overload]
 
 
+def attention_windows(lm: PreTrainedModel) -> dict[str, int | None]:
+    """How many positions its layers look back over, itself included; None: over all. By type of layer where
+    transformers then takes a mask for each type; the one window of all layers stands under "".
+    """
+    config: Any = lm.config
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in types:
+        return {"full_attention": None, "sliding_attention": window}
+    return {"": None if types else window}
+
+
 def plain_head(lm: PreTrainedModel) -> torch.Tensor | None:
     """The head's matrix (V, D) where the logits are one product with it and nothing else; None elsewhere."""
     config: Any = lm.config
