@@ -221,7 +221,7 @@ def _reason(error: Exception) -> str:
 class PixelSettings:
     """What an encoder's image processor does to an RGB picture, in this order: resize, crop, scale, normalise.
 
-    `pixels` equals the stock Pillow-backed processors of transformers to 1e-6 (tests hold it against eight).
+    `pixels` equals the stock Pillow-backed processors of transformers to 1e-6 (tests hold it against ten).
     """
 
     size: tuple[int, int]
@@ -237,6 +237,8 @@ class PixelSettings:
     out. pad: the mean colour makes it square first. none: only the centre is cut out."""
     edge: int | None = None
     """The short side's length under shortest_edge."""
+    bgr: bool = False
+    """Blue comes first and red last, as MobileViT wants it."""
 
     def __post_init__(self) -> None:
         if (self.resize == "shortest_edge") != (self.edge is not None):
@@ -255,7 +257,7 @@ class PixelSettings:
         """
         from limner.data.processors import settings_of_processor
 
-        return cls(**settings_of_processor(config))
+        return settings_of_processor(config)
 
     @property
     def draft_size(self) -> tuple[int, int]:
@@ -263,7 +265,7 @@ class PixelSettings:
         return (self.edge, self.edge) if self.edge is not None else self.size
 
     def array(self, image: Image.Image) -> np.ndarray:
-        """The resized, cropped RGB picture: (H, W, 3) uint8, before scaling and normalisation."""
+        """The resized, cropped picture: (H, W, 3) uint8, before scaling and normalisation."""
         height, width = self.size
         if self.resize == "shortest_edge":
             image = self._to_edge(image)
@@ -273,7 +275,7 @@ class PixelSettings:
         if image.size != (width, height):  # a crop beyond the border fills with black, as the stock one does
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
-        return np.array(image)
+        return np.array(image)[..., ::-1].copy() if self.bgr else np.array(image)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """(3, H, W) float32: what the encoder takes."""
