@@ -58,7 +58,7 @@ class CaptionLoss(nn.Module):
         self.stack: AdaptedStack | None = None
         """The decoder as it is trained fastest; None: as transformers runs it."""
         self.packs = True
-        """Rows hold all captions of a picture; False: one, and the decoder makes its own mask."""
+        """Rows hold all captions of a picture; False: one each, and transformers makes the mask."""
         self.flex = False
         """Attention by FlexAttention, which skips blocks that nothing looks at, instead of a dense mask."""
         self.untold_logit = 0.0
@@ -103,11 +103,15 @@ class CaptionLoss(nn.Module):
         prompt = vlm.prompt_embeds(features)[row_images]  # (B, P, D)
         embeds = torch.cat([prompt, vlm.embed_tokens(input_ids)], dim=1)  # (B, S, D)
         if self.stack is None:
-            states = vlm.hidden_states(embeds, self._mask(document_ids, position_ids, embeds.dtype), position_ids)
-            hidden = states.flatten(0, 1)[label_positions]  # (B, S, D) -> (L, D)
+            if self.packs:
+                mask = self._packed_mask(document_ids, position_ids, embeds.dtype)
+            else:
+                mask = (document_ids < 2).long()  # (B, S): behind the one caption there is padding
+            states = vlm.hidden_states(embeds, mask, position_ids)  # (B, S, D)
+            hidden = states.flatten(0, 1)[label_positions]  # (L, D)
         else:
-            mask = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
-            hidden = self.stack(embeds, mask, position_ids, label_positions, self.training)  # (L, D)
+            blocks = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
+            hidden = self.stack(embeds, blocks, position_ids, label_positions, self.training)  # (L, D)
         if weights is not None:
             logits = vlm.head(hidden).float() / self.temperature  # (L, V)
             losses = F.cross_entropy(logits, labels, reduction="none")  # (L,)
@@ -121,13 +125,10 @@ class CaptionLoss(nn.Module):
             logits = logits.index_put(tuple(untold.mT), logits.new_tensor(self.untold_logit), accumulate=True)
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    def _mask(
+    def _packed_mask(
         self, document_ids: torch.Tensor, position_ids: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """For the decoder as transformers runs it: (B, S) of unpacked rows, whose padding is document 2; else
-        (B, 1, S, S), or one for each type of layer."""
-        if not self.packs:
-            return (document_ids < 2).long()
+        """(B, 1, S, S) for the decoder as transformers runs it, or one for each type of layer."""
         windows = attention_windows(self.vlm.language_model)
         masks = {of: block_mask(document_ids, dtype, position_ids, window) for of, window in windows.items()}
         return masks.get("", masks)
@@ -153,7 +154,7 @@ class CaptionLoss(nn.Module):
         self.eval()
         alone = vlm.hidden_states(embeds[:, own])
         try:
-            mask = self._mask(document_ids, position_ids, embeds.dtype)
+            mask = self._packed_mask(document_ids, position_ids, embeds.dtype)
             packed = vlm.hidden_states(embeds, mask, position_ids)[:, own]
         except (ValueError, TypeError, RuntimeError):  # the family takes no mask of this form
             return False
@@ -257,7 +258,8 @@ class CaptionTask(Task):
             self._start_projection()
         self.scorer, self.meteor = self._metrics()
         if checkpoint_activations(self.vlm, self._positions(), self.config, precision):
-            self.say("Activations are recomputed in the backward pass: they would not fit into memory.")
+            why = "as was asked" if self.config.gradient_checkpointing == "on" else "they would not fit into memory"
+            self.say(f"Activations are recomputed in the backward pass: {why}.")
             if self.captioner.stack is not None:
                 self.captioner.stack.recompute = True
         if self._worth_compiling(device):
