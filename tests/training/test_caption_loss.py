@@ -126,3 +126,8 @@ def test_what_packs_is_not_told_about(load: Callable[..., CaptionTask]) -> None:
     task = load(TEXT["gpt_neox"])
     assert task.captioner.stack is None and task.captioner.packs
     assert not any("row of its own" in said for said in task.told)  # type: ignore[attr-defined]
+
+
+def test_recomputed_activations_are_told_with_the_reason(load: Callable[..., CaptionTask]) -> None:
+    told = load(TEXT["gpt_neox"], gradient_checkpointing="on").told  # type: ignore[attr-defined]
+    assert "Activations are recomputed in the backward pass: as was asked." in told
