@@ -23,8 +23,12 @@ MAX_PIXELS = 89_478_485
 """Larger pictures are refused from their header. Pillow's own warning limit: decoded, this many take 256 MB."""
 MAX_BYTES = 256 * 2**20
 """Larger files are not read."""
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".mpo"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".mpo"}
+)
 """File names that a folder scan takes for pictures (compared in lower case)."""
+UNREAD = frozenset({".heic", ".heif", ".jxl"})
+"""Of pictures that are not read here: a folder scan leaves them out, and says so."""
 
 # Nothing else is tried: Pillow also reads PostScript (by running Ghostscript) and many formats nobody captions.
 # Multi-picture JPEGs (MPO) come through JPEG.
@@ -50,6 +54,8 @@ _IMPOSTORS = (
     (b"%pdf", "a PDF document"),
     (b"ftypheic", "a HEIC photo (convert it to JPEG)"),
     (b"ftypheix", "a HEIC photo (convert it to JPEG)"),
+    (b"ftypmif1", "a HEIF photo (convert it to JPEG)"),
+    (b"jxl \r\n", "a JPEG XL picture (convert it to JPEG)"),
     (b"<?xml", "an XML document"),
 )
 
