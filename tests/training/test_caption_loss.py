@@ -77,7 +77,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Capti
         splits = Splits(train=[record(i) for i in range(4)], validation=[record(9)], test=[])
 
         def build(*_: Any) -> Any:
-            return toy_captioner("siglip", "this", lora=True, freeze_vision=True)
+            lora = make is not COUNTS_PLACES["mpt"]  # which peft cannot wrap
+            return toy_captioner("siglip", "this", lora=lora, freeze_vision=True)
 
         task = CaptionTask(config, lambda progress: splits, build, say=told.append)
         task.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
