@@ -143,7 +143,7 @@ def block_mask(
         document_ids: (B, S).
         dtype: bool gives True where a query may look; a float type gives 0 there and its lowest number elsewhere,
             to be added to the scores (eager attention in transformers needs that form).
-        position_ids: (B, S), where there is a
+        position_ids: (B, S); needed with ``window``.
         window: a query looks at fewer than this many positions back, itself included; None: at all. Places in the
             row do not count: between a caption and its prefix stand other captions.
 

@@ -86,8 +86,8 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
     """
     if lm.config.model_type == "mpt":
         raise ValueError(
-            "An mpt decoder with adapters cannot be shown a picture (peft gives it no embeddings); add --no-lora, or "
-            "take another language model."
+            "An mpt decoder with adapters cannot be shown a picture (peft gives it no embeddings); add --no-lora, "
+            "or take another language model."
         )
     targets, sentence = lora_targets(lm)
     import peft

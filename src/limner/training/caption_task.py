@@ -220,7 +220,9 @@ class CaptionTask(Task):
         if not can:
             self.say(reason)
         self.model = self.captioner = CaptionLoss(self.vlm)
-        self._decide_packing()
+        most = max(len(record.captions) for record in self.records["train"])
+        packs = config.pack is not False and self.captioner.packs_exactly(most, config.max_length)
+        self.captioner.packs = packs
         # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
         self.compute_dtype = precision
         if precision != torch.float32:
@@ -232,21 +234,23 @@ class CaptionTask(Task):
             self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
 
-    def _decide_packing(self) -> None:
-        """As asked; else where the decoder computes the same of packed captions."""
-        captioner, asked = self.captioner, self.config.pack
-        most = max(len(record.captions) for record in self.records["train"])
-        captioner.packs = asked is not False and captioner.packs_exactly(most, self.config.max_length)
-        if captioner.packs or asked is False:
+    def _tell_of_packing(self) -> None:
+        """Where the decoder would compute something else of packed captions.
+
+        Raises:
+            ValueError: they are to be packed nevertheless.
+        """
+        if self.captioner.packs or self.config.pack is False:
             return
         kind = self.vlm.language_model.config.model_type
         why = f"a {kind} decoder would compute something else of one that stands behind others in its row"
-        if asked:
+        if self.config.pack:
             raise ValueError(f"Captions cannot --pack: {why}; leave it out, or say --no-pack.")
         self.say(f"Every caption takes a row of its own: {why}.")
 
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         self.load(device, precision, progress)
+        self._tell_of_packing()
         self.inputs, self.records = prepare_inputs(
             self.vlm, self.records, self.pixels, self.config, self.say, progress
         )
