@@ -57,6 +57,22 @@ def test_files_folders_and_patterns(
     assert _lines(capsys) == [[name, expected[name]] for name in (a, b)]
 
 
+def test_no_picture_of_a_folder_is_left_out_in_silence(
+    model: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jpeg = pictures[1].read_bytes()
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for name in ("a.jfif", "b.jpe", "c.JPG"):
+        (folder / name).write_bytes(jpeg)
+    for name in ("d.HEIC", "e.jxl"):
+        (folder / name).write_bytes(b"")
+    assert main(["caption", str(model), str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == ["a.jfif", "b.jpe", "c.JPG"]
+    assert "left out 2 of 5 pictures (d.HEIC, e.jxl); convert to JPEG." in err
+
+
 def test_json(model: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["caption", str(model), str(pictures[0]), "--json", "--num-beams", "1", "--max-length", "1"]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -392,3 +392,15 @@ def test_odd_manifests_are_one_sentence(pictures: Path, name: str, content: str,
     (pictures / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         ImageCaptionDataset(pictures)
+
+
+def test_pictures_of_kinds_that_are_not_read_are_told(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.JXL", "c.jfif"):
+        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).with_suffix(".txt").write_text("a red one")
+    dataset = ImageCaptionDataset(tmp_path)
+    assert [record.image_id for record in dataset] == ["c.jfif"]
+    assert dataset.remarks == [f"{tmp_path}: 2 pictures are left out; convert to JPEG: a.heic, b.JXL."]
+    (tmp_path / "c.jfif").unlink()
+    with pytest.raises(ValueError, match=r"convert to JPEG: a\.heic, b\.JXL"):
+        ImageCaptionDataset(tmp_path)

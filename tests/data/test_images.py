@@ -214,6 +214,8 @@ STOCK = [
     ("EfficientNetImageProcessor", {"rescale_offset": True}),
     ("EfficientNetImageProcessor", {"include_top": False}),
     ("LevitImageProcessor", {}),
+    ("MobileViTImageProcessor", {}),
+    ("PoolFormerImageProcessor", {}),
     ("LlavaImageProcessor", {"do_pad": True, "size": {"height": 96, "width": 96}, "do_center_crop": False}),
 ]
 
@@ -260,6 +262,25 @@ def test_processors_of_varying_size_are_refused() -> None:
         PixelSettings.from_processor_config({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False})
     with pytest.raises(ValueError, match="not known"):
         PixelSettings.from_processor_config({"image_processor_type": "NoSuchImageProcessor"})
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DonutImageProcessor", {}),
+        ("NougatImageProcessor", {}),
+        ("GLPNImageProcessor", {}),
+        ("BridgeTowerImageProcessor", {}),
+        ("Pix2StructImageProcessor", {}),
+        ("Kosmos2_5ImageProcessor", {}),
+        ("ZoeDepthImageProcessor", {"size": {"height": 40, "width": 40}}),
+        ("SmolVLMImageProcessor", {"size": {"height": 40, "width": 40}}),
+        ("TextNetImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 32, "do_center_crop": True}),
+    ],
+)
+def test_processors_that_do_more_are_refused_in_a_sentence(name: str, config: dict) -> None:
+    with pytest.raises(ValueError, match=name):
+        PixelSettings.from_processor_config({"image_processor_type": name, **config})
 
 
 @pytest.mark.parametrize("draft", [None, (8, 8)])

@@ -123,3 +123,9 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
         load_adapter(_without_adapter(), tmp_path / "adapter")
     with pytest.raises(ValueError, match="does not fit"):
         load_adapter(toy_captioner(text="gpt2"), tmp_path / "adapter")
+
+
+def test_a_decoder_that_peft_gives_no_embeddings_is_refused() -> None:
+    lm = hf.AutoModelForCausalLM.from_config(hf.MptConfig(d_model=32, n_layers=1, n_heads=4, max_seq_len=128))
+    with pytest.raises(ValueError, match="add --no-lora"):
+        add_lora(lm, Lora(r=4))

@@ -212,6 +212,26 @@ def test_what_is_no_decoder(tmp_path: Path) -> None:
         load_decoder(tmp_path)
 
 
+def test_a_decoder_that_takes_no_embeddings_is_named() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dim_head": 16, "dim_ff": 32}
+    with pytest.raises(ValueError, match="of type cpmant cannot be given embeddings"):
+        load_decoder(hf.CpmAntConfig(**shape), toy_tokenizer(), say=lambda _: None)
+
+
+@pytest.mark.parametrize("vision", ["convnext", "resnet", "mobilenet_v2", "levit"])
+@pytest.mark.parametrize("layer", [99, -99])
+def test_a_layer_that_a_trunk_has_not_is_told(vision: str, layer: int) -> None:
+    with pytest.raises(ValueError, match=f"there is no feature layer {layer}"):
+        toy_captioner(vision, feature_layer=layer)
+
+
+@pytest.mark.parametrize("vision", ["siglip", "levit"])
+def test_pictures_of_another_size_than_the_encoder_reads_are_told(vision: str) -> None:
+    size = {"height": 80, "width": 80}
+    with pytest.raises(ValueError, match=r"80 x 80, which the vision encoder \(\w+\) cannot read"):
+        toy_captioner(vision, image_processor={"image_processor_type": "SiglipImageProcessor", "size": size})
+
+
 def test_real_weights_go_on_speaking(real_data: Path, tmp_path: Path) -> None:
     """A captioner around the real story model: the language model inside still tells its story."""
     source = real_data / "models" / "stories260k"

@@ -286,6 +286,7 @@ def test_contradictions_are_refused() -> None:
         ({"augment": True, "cache_int8": True}, "--cache-int8 is of the feature cache"),
         ({"mirror": True, "augment": True}, "mirrors pictures already"),
         ({"muon_lr": 1e-3}, "add --no-lora"),
+        ({"freeze_vision": False, "unfreeze_vision_layers": 1}, "choose one"),
         ({"consensus": True, "shard": True}, "cannot --shard"),
         ({"sample_temperature": 0.7}, "--sample-temperature is of --objective cider"),
         ({"samples_per_picture": 4}, "it would change nothing; leave it out"),
@@ -306,9 +307,11 @@ def test_presets_fill_in_what_is_not_said(tmp_path: Path) -> None:
     assert (mixed.decoder_model, mixed.batch_size) == ("gpt2", 2)
     large = TrainConfig(dataset=("flickr",), preset="large", batch_size=4)
     assert large.with_preset({"batch_size"}).batch_size == 4  # as asked, though that is the default elsewhere
-    for settings in ({"lora_r": 8}, {"unfreeze_vision_layers": 2}, {"save_adapter": True}):
+    for settings in ({"lora_r": 8}, {"unfreeze_vision_layers": 2}, {"save_adapter": True}, {"lora_lr": 1e-3}):
         with pytest.raises(ValueError, match="begins from random weights"):
             TrainConfig(dataset=(str(tmp_path),), **settings).with_preset()
+    with pytest.raises(ValueError, match="--scratch-lr"):
+        TrainConfig(encoder_model="x", dataset=(str(tmp_path),), lora_lr=1e-3).with_preset()
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])

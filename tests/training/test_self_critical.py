@@ -193,6 +193,28 @@ def test_what_it_needs_is_said(tmp_path: Path, settings: dict[str, Any], told: s
         task(tmp_path, **settings)
 
 
+def test_an_open_encoder_learns_too(tmp_path: Path) -> None:
+    made = task(tmp_path, freeze_vision=False)
+    made.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
+    made._rewards = lambda *_: [[1.0, 0, 0, 0, 0]] * 2  # type: ignore[method-assign]
+    made.loss(made.model, made.batch([0, 1], seed=0).tensors).backward()
+    gradients = {name: p.grad for name, p in made.vlm.encoder.named_parameters() if p.requires_grad}
+    assert gradients and all(gradient is not None for gradient in gradients.values())
+    assert any(gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(("pack", "rows"), [(None, 2), (False, 10)])
+def test_drawn_captions_share_a_row_unless_told_not_to(tmp_path: Path, pack: bool | None, rows: int) -> None:
+    made = task(tmp_path, pack=pack)
+    made.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
+    seen: list[int] = []
+    made.model.register_forward_pre_hook(
+        lambda module, args, given: seen.append(len(given["row_images"])), with_kwargs=True
+    )
+    made.loss(made.model, made.batch([0, 1], seed=0).tensors)
+    assert seen == [rows]
+
+
 def test_a_plan_draws_captions_too(tmp_path: Path) -> None:
     made = task(tmp_path)
     assert plan(made, made.config)["captions"] == 48

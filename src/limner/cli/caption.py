@@ -93,7 +93,7 @@ def _sources(config: CaptionConfig) -> Iterator[str]:
         FileNotFoundError: a file or folder that is not there; a pattern or folder without pictures.
         ValueError: an address without ``--allow-urls``, or one of another kind than http and https.
     """
-    from limner.data.images import EXTENSIONS
+    from limner.data.images import EXTENSIONS, UNREAD
 
     if not config.pictures:
         raise ValueError("Name at least one picture: a file, a folder, a pattern, or - for standard input.")
@@ -103,9 +103,18 @@ def _sources(config: CaptionConfig) -> Iterator[str]:
         elif given == "-" or Path(given).is_file():
             yield given
         elif Path(given).is_dir():
-            found = sorted(p for p in Path(given).rglob("*") if p.suffix.lower() in EXTENSIONS and not p.is_dir())
+            kinds = EXTENSIONS | UNREAD
+            there = sorted(p for p in Path(given).rglob("*") if p.suffix.lower() in kinds and not p.is_dir())
+            unread = [path.name for path in there if path.suffix.lower() in UNREAD]
+            found = [path for path in there if path.suffix.lower() in EXTENSIONS]
+            told = ""
+            if unread:
+                names = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
+                told = f" {given}: left out {len(unread)} of {len(there)} pictures ({names}); convert to JPEG."
             if not found:
-                raise FileNotFoundError(f"The folder {given} holds no pictures.")
+                raise FileNotFoundError(f"The folder {given} holds no pictures.{told}")
+            if told:
+                print(f"limner caption:{told}", file=sys.stderr)
             yield from map(str, found)
         elif glob.has_magic(given):
             found_names = sorted(name for name in glob.glob(given, recursive=True) if Path(name).is_file())

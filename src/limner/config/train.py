@@ -103,11 +103,12 @@ class TrainConfig(TrainSettings):
     freeze_vision: bool = True
     """Leave the encoder as it is. An encoder from random weights always trains."""
     unfreeze_vision_layers: int = Field(default=0, ge=0)
-    """Train the encoder's last layers all the same."""
+    """Train the encoder's last layers all the same; --no-freeze-vision trains all of it."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations instead of keeping them; auto: where memory needs it."""
-    pack: bool = True
-    """Put all captions of a picture into one row behind one prefix; --no-pack takes a row a caption."""
+    pack: bool | None = None
+    """Put all captions of a picture into one row behind one prefix, instead of a row a caption; unset: where the
+    decoder computes the same of both."""
 
     # -- optimization
     objective: Literal["likelihood", "cider"] = "likelihood"
@@ -207,6 +208,10 @@ class TrainConfig(TrainSettings):
             self._refuse_set("is what --base-model brings of its own", *brought)
         if self.preset and self.encoder_model and self.decoder_model:
             raise ValueError(f"--preset {self.preset} names models, and yours are named already; leave it out.")
+        if self.unfreeze_vision_layers and not self.freeze_vision:
+            raise ValueError(
+                "--no-freeze-vision trains the whole encoder, --unfreeze-vision-layers its last layers; choose one."
+            )
         if self.freeze_vision and not self.unfreeze_vision_layers:
             self._refuse_set("is of an encoder's layers that train (--unfreeze-vision-layers)", "vision_lr")
         if not self.lora:
@@ -283,4 +288,6 @@ class TrainConfig(TrainSettings):
             filled._refuse_set(why, "unfreeze_vision_layers", "vision_lr", "cache_int8")
         if not filled.decoder_model:
             filled._refuse_set("is for a decoder that can speak, and here it begins from random weights", *_ADAPTER)
+            why = "is of a decoder that can speak, and here one begins from random weights at --scratch-lr"
+            filled._refuse_set(why, "lora_lr")
         return filled

@@ -129,7 +129,10 @@ class FeatureCache:
         draft: bool = False,
     ) -> None:
         self.settings, self.encode, self.dtype, self.draft = settings, encode, dtype, draft
-        whole = {"format": _FORMAT, "dtype": dtype, "draft": draft, "pixels": asdict(settings), **key}
+        pixels = asdict(settings)
+        if not settings.bgr:  # only then, so that caches made before stay valid
+            del pixels["bgr"]
+        whole = {"format": _FORMAT, "dtype": dtype, "draft": draft, "pixels": pixels, **key}
         self.key = json.loads(json.dumps(whole, sort_keys=True))  # as it comes back from the file
         name = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=10).hexdigest()
         self.folder = Path(root) / name

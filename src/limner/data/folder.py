@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import overload
 
 from limner.data.caption_files import read_text
-from limner.data.images import EXTENSIONS, ImageSource
+from limner.data.images import EXTENSIONS, UNREAD, ImageSource
 from limner.data.manifests import SUFFIXES, Entry, read_manifest
 from limner.data.records import FRACTIONS, SPLITS, Record, Splits, assign_splits, split_name, text_of
 from limner.data.shards import TarImage, index_shard, webdataset_samples
@@ -92,7 +92,7 @@ class ImageCaptionDataset(Sequence[Record]):
         if not self.records:
             raise ValueError(
                 f"{self.path} holds no picture with a caption. Put name.txt beside name.jpg, or a captions.json of "
-                'the form {"name.jpg": "its caption"}.'
+                'the form {"name.jpg": "its caption"}. ' + " ".join(self.remarks)
             )
 
     def __len__(self) -> int:
@@ -191,6 +191,10 @@ class ImageCaptionDataset(Sequence[Record]):
                     'beside name.jpg (one caption a line), or a captions.json of the form {"name.jpg": "caption"}.'
                 )
             self._remark("picture has", "pictures have", "no .txt beside it and is left out", bare)
+        if unread := sorted(file for file in self.path.rglob("*") if file.suffix.lower() in UNREAD):
+            names = [str(file.relative_to(self.path)) for file in unread]
+            self._remark("picture is", "pictures are", "left out; convert to JPEG", names)
+            used |= {file.with_suffix(".txt") for file in unread}
         alone = [str(file.relative_to(self.path)) for file in sorted(self.path.rglob("*.txt")) if file not in used]
         if alone:
             self._remark("text has", "texts have", "no picture beside it and is left out", alone)

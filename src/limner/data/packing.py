@@ -131,13 +131,21 @@ def pack_captions(
     )
 
 
-def block_mask(document_ids: torch.Tensor, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+def block_mask(
+    document_ids: torch.Tensor,
+    dtype: torch.dtype = torch.bool,
+    position_ids: torch.Tensor | None = None,
+    window: int | None = None,
+) -> torch.Tensor:
     """The attention mask of packed rows, for SDPA and eager attention.
 
     Args:
         document_ids: (B, S).
         dtype: bool gives True where a query may look; a float type gives 0 there and its lowest number elsewhere,
             to be added to the scores (eager attention in transformers needs that form).
+        position_ids: (B, S); needed with ``window``.
+        window: a query looks at fewer than this many positions back, itself included; None: at all. Places in the
+            row do not count: between a caption and its prefix stand other captions.
 
     Returns:
         (B, 1, S, S): queries, then keys.
@@ -146,6 +154,9 @@ def block_mask(document_ids: torch.Tensor, dtype: torch.dtype = torch.bool) -> t
     keys, queries = document_ids[:, None, None, :], document_ids[:, None, :, None]
     causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
     allowed = causal & ((keys == 0) | (keys == queries))  # (B, 1, S, S)
+    if window is not None:
+        assert position_ids is not None
+        allowed &= position_ids[:, None, :, None] - position_ids[:, None, None, :] < window
     if dtype == torch.bool:
         return allowed
     lowest = torch.finfo(dtype).min

@@ -187,7 +187,7 @@ class PrefixConditioningVLM(nn.Module):
     def hidden_states(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The decoder without its head: (B, T, D) -> (B, T, D).
@@ -195,13 +195,15 @@ class PrefixConditioningVLM(nn.Module):
         Args:
             inputs_embeds: (B, T, D).
             attention_mask: (B, T) with 1 where there is a token; or (B, 1, T, T), which is taken as it is: added to
-                the attention scores (0 and the dtype's minimum), or True where a row may look at a column.
+                the attention scores (0 and the dtype's minimum), or True where a row may look at a column; or one
+                such of floats for each type of layer (`decoder.attention_windows`).
             position_ids: (B, T); None: counted from the first position.
         """
-        if attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.ndim == 4:
-            attention_mask = self._as_scores(attention_mask, inputs_embeds.dtype)
+        mask = attention_mask
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.ndim == 4:
+            mask = self._as_scores(mask, inputs_embeds.dtype)
         return decoders.stack(self.language_model)(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
     def _as_scores(self, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

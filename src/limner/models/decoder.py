@@ -190,6 +190,17 @@ def stack(lm: PreTrainedModel) -> nn.Module:
     return getattr(lm, lm.base_model_prefix)  # type: ignore[call-overload]
 
 
+def attention_windows(lm: PreTrainedModel) -> dict[str, int | None]:
+    """How many positions its layers look back over, itself included; None: over all. By type of layer where
+    transformers then takes a mask for each type; the one window of all layers stands under "".
+    """
+    config: Any = lm.config
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in types:
+        return {"full_attention": None, "sliding_attention": window}
+    return {"": None if types else window}
+
+
 def plain_head(lm: PreTrainedModel) -> torch.Tensor | None:
     """The head's matrix (V, D) where the logits are one product with it and nothing else; None elsewhere."""
     config: Any = lm.config
@@ -218,20 +229,26 @@ def head(lm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_logits(lm: PreTrainedModel) -> None:
-    """Holds ``head(stack(...))`` against the model's own logits on three tokens.
+    """Holds ``head(stack(...))`` of three embedded tokens against the model's own logits of these tokens.
 
     Raises:
-        ValueError: they differ: the family computes its logits in a way that `head` does not know.
+        ValueError: it takes no embeddings, or they differ: the family computes in a way that is not known here.
     """
+    config: Any = lm.config
     was_training = lm.training
     lm.eval()
-    device = embedding(lm).weight.device
-    ids = torch.arange(3, device=device)[None]
+    ids = torch.arange(3, device=embedding(lm).weight.device)[None]
     theirs = lm(input_ids=ids, use_cache=False).logits
-    ours = head(lm, stack(lm)(input_ids=ids, use_cache=False).last_hidden_state)
+    fed = {"inputs_embeds": embedding(lm)(ids), "attention_mask": torch.ones_like(ids), "position_ids": ids}
+    try:
+        ours = head(lm, stack(lm)(**fed, use_cache=False).last_hidden_state)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"Decoders of type {config.model_type} cannot be given embeddings in the place of words, which is how "
+            f"they are shown a picture ({error}); take another language model."
+        ) from error
     lm.train(was_training)
     if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
-        config: Any = lm.config
         raise ValueError(
             f"Decoders of type {config.model_type} compute their logits in a way Limner does not know."
         )

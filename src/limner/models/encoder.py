@@ -158,7 +158,14 @@ def _on_nothing(encoder: PreTrainedModel, layer: int | None, size: tuple[int, in
     channels = getattr(encoder.config, "num_channels", 3)
     was_training = encoder.training
     encoder.eval()
-    states = encode(encoder, torch.zeros(1, channels, *size, dtype=weight.dtype, device=weight.device), layer)
+    nothing = torch.zeros(1, channels, *size, dtype=weight.dtype, device=weight.device)
+    try:
+        states = encode(encoder, nothing, layer)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The image processor makes pictures of {size[0]} x {size[1]}, which the vision encoder "
+            f"({encoder.config.model_type}) cannot read: {error}. Give it one of its own size."
+        ) from error
     encoder.train()  # LeViT keeps what it computed from its weights until it is told to train
     encoder.train(was_training)
     return states
@@ -205,13 +212,19 @@ def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor, layer: int | No
 
     Returns:
         (B, P, Dv), or a map (B, C, h, w) for convolutional trunks, for which -1 is the last state.
+
+    Raises:
+        ValueError: there is no such state.
     """
     if layer is None:
         return encoder(pixel_values).last_hidden_state
     outputs = encoder(pixel_values, output_hidden_states=True)
     if outputs.last_hidden_state.ndim == 4 and layer == -1:
         return outputs.last_hidden_state
-    return outputs.hidden_states[layer]
+    states = outputs.hidden_states or ()
+    if not -len(states) <= layer < len(states):
+        raise ValueError(f"The vision encoder gives {len(states)} states: there is no feature layer {layer}.")
+    return states[layer]
 
 
 def as_row(states: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,15 @@ def add_lora(lm: PreTrainedModel, lora: Lora, seed: int = 42) -> tuple[PeftModel
     """Freezes ``lm`` and wraps it with a new adapter; with `lora_targets`' sentence.
 
     The second factor begins at zero, so that the wrapped model computes what the bare one does.
+
+    Raises:
+        ValueError: peft wraps such a decoder and then gives it no embeddings.
     """
+    if lm.config.model_type == "mpt":
+        raise ValueError(
+            "An mpt decoder with adapters cannot be shown a picture (peft gives it no embeddings); add --no-lora, "
+            "or take another language model."
+        )
     targets, sentence = lora_targets(lm)
     import peft
 

@@ -25,7 +25,7 @@ from limner.decoding.consensus import middle
 from limner.models.captioner import PrefixConditioningVLM
 from limner.training.task import Progress
 
-MEMORY_SHARE = 0.25
+PICTURES_SHARE = 0.25
 """How much of the free memory decoded pictures may take."""
 
 Records = dict[str, list[Record]]
@@ -224,7 +224,7 @@ def pixel_inputs(
     everything = [record for of_split in records.values() for record in of_split]
     height, width = settings.size
     need = len(everything) * height * width * 3
-    if varied == "augmented" or need > MEMORY_SHARE * psutil.virtual_memory().available:
+    if varied == "augmented" or need > PICTURES_SHARE * psutil.virtual_memory().available:
         sound, remarks = check_images(everything, skip_bad_images, progress=progress)
         rows = np.full(len(everything), -1)
         rows[sound] = sound

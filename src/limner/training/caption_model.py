@@ -69,14 +69,14 @@ def _from_base(config: TrainConfig, lora: Lora | None, say: Callable[[str], None
     return vlm
 
 
-MEMORY_SHARE = 0.5
+ACTIVATIONS_SHARE = 0.5
 """How much of the free memory activations may take before they are recomputed instead."""
 
 
 def activation_bytes(vlm: PrefixConditioningVLM, positions: int, dtype: torch.dtype) -> int:
-    """What the decoder keeps for its backward pass: about 34 numbers of two bytes for each position, layer and
-    channel (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1, without the attention maps, which SDPA does
-    not keep)."""
+    """What the decoder keeps for its backward pass: about 17 numbers for each position, layer and channel, which
+    are the 34 bytes in half precision of Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) without the
+    attention maps, which SDPA does not keep."""
     config = vlm.language_model.config
     return 17 * positions * config.num_hidden_layers * config.hidden_size * dtype.itemsize
 
@@ -91,7 +91,7 @@ def checkpoint_activations(
     """
     on = config.gradient_checkpointing == "on"
     if config.gradient_checkpointing == "auto":
-        on = activation_bytes(vlm, positions, dtype) > MEMORY_SHARE * free_memory(vlm.device)
+        on = activation_bytes(vlm, positions, dtype) > ACTIVATIONS_SHARE * free_memory(vlm.device)
     if on:
         vlm.language_model.activation_checkpointing_enable()
         vlm.language_model.enable_input_require_grads()  # frozen embeddings would cut the graph off

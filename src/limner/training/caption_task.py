@@ -30,7 +30,7 @@ from limner.evaluation import Scorer
 from limner.evaluation.meteor import Meteor, find_meteor
 from limner.models.adapted import AdaptedStack, NotAdapted
 from limner.models.captioner import PrefixConditioningVLM
-from limner.models.decoder import plain_head
+from limner.models.decoder import attention_windows, plain_head
 from limner.models.stock import expressible, save_adapter, save_captioner
 from limner.training.caption_inputs import LOOKS_AT, FeatureInputs, Look, prepare_inputs
 from limner.training.caption_model import build_model, checkpoint_activations
@@ -44,6 +44,8 @@ COMPILE_FROM_OPERATIONS = 1e14
 this has been measured, only those that ask for it."""
 MEAN_PICTURES = 20_000
 """To which the projection's start is fitted, at most."""
+PACKING = ("llama", "mistral", "qwen2", "gpt2")
+"""Families that the tests hold to computing of packed captions what they compute of each alone."""
 NUM_PROBES = 6
 PROBE_SIZE = 384
 
@@ -56,6 +58,8 @@ class CaptionLoss(nn.Module):
         self.vlm = vlm
         self.stack: AdaptedStack | None = None
         """The decoder as it is trained fastest; None: as transformers runs it."""
+        self.packs = True
+        """Rows hold all captions of a picture; False: one each, and transformers makes the mask."""
         self.flex = False
         """Attention by FlexAttention, which skips blocks that nothing looks at, instead of a dense mask."""
         self.untold_logit = 0.0
@@ -100,11 +104,15 @@ class CaptionLoss(nn.Module):
         prompt = vlm.prompt_embeds(features)[row_images]  # (B, P, D)
         embeds = torch.cat([prompt, vlm.embed_tokens(input_ids)], dim=1)  # (B, S, D)
         if self.stack is None:
-            states = vlm.hidden_states(embeds, block_mask(document_ids, embeds.dtype), position_ids)  # (B, S, D)
+            if self.packs:
+                mask = self._packed_mask(document_ids, position_ids, embeds.dtype)
+            else:
+                mask = (document_ids < 2).long()  # (B, S): behind the one caption there is padding
+            states = vlm.hidden_states(embeds, mask, position_ids)  # (B, S, D)
             hidden = states.flatten(0, 1)[label_positions]  # (L, D)
         else:
-            mask = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
-            hidden = self.stack(embeds, mask, position_ids, label_positions, self.training)  # (L, D)
+            blocks = flex_block_mask(document_ids) if self.flex else block_mask(document_ids, embeds.dtype)
+            hidden = self.stack(embeds, blocks, position_ids, label_positions, self.training)  # (L, D)
         if weights is not None:
             logits = vlm.head(hidden).float() / self.temperature  # (L, V)
             losses = F.cross_entropy(logits, labels, reduction="none")  # (L,)
@@ -117,6 +125,43 @@ class CaptionLoss(nn.Module):
         if untold is not None:
             logits = logits.index_put(tuple(untold.mT), logits.new_tensor(self.untold_logit), accumulate=True)
         return F.cross_entropy(logits, labels, reduction="sum")
+
+    def _packed_mask(
+        self, document_ids: torch.Tensor, position_ids: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """(B, 1, S, S) for the decoder as transformers runs it, or one for each type of layer."""
+        windows = attention_windows(self.vlm.language_model)
+        masks = {of: block_mask(document_ids, dtype, position_ids, window) for of, window in windows.items()}
+        return masks.get("", masks)
+
+    @torch.no_grad()
+    def packs_exactly(self, captions: int, length: int) -> bool:
+        """Whether the last of so many captions of a row computes what it computes alone, under the decoder's own
+        mask. It does not where a layer counts places in the row: a convolution, a recurrence, ALiBi.
+
+        Call it in fp32. ``length``: of each caption, in tokens. Of families in `PACKING` nothing is computed.
+        """
+        if self.vlm.language_model.config.model_type in PACKING:
+            return True
+        vlm, P = self.vlm, self.vlm.num_prompt_tokens
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(len(vlm.tokenizer), (P + captions * length,), generator=generator)
+        prompt, texts = tokens[:P], tokens[P:].view(captions, length)
+        row = pack_captions([texts.tolist()], P)
+        embeds = vlm.embed_tokens(torch.cat([prompt[None], row.input_ids], 1).to(vlm.device))  # (1, S, D)
+        document_ids, position_ids = row.document_ids.to(vlm.device), row.position_ids.to(vlm.device)
+        own = (document_ids[0] == 0) | (document_ids[0] == captions)  # (S,)
+        was_training = self.training
+        self.eval()
+        alone = vlm.hidden_states(embeds[:, own])
+        try:
+            mask = self._packed_mask(document_ids, position_ids, embeds.dtype)
+            packed = vlm.hidden_states(embeds, mask, position_ids)[:, own]
+        except (ValueError, TypeError, RuntimeError):  # the family takes no mask of this form
+            return False
+        finally:
+            self.train(was_training)
+        return bool((packed - alone).norm() < 1e-3 * alone.norm())
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, P, Dv). A frozen encoder's are rounded as the cache rounds them, so that a run gives
@@ -178,20 +223,38 @@ class CaptionTask(Task):
         can, reason = expressible(self.vlm)
         if not can:
             self.say(reason)
+        self.model = self.captioner = CaptionLoss(self.vlm)
+        most = max(len(record.captions) for record in self.records["train"])
+        packs = config.pack is not False and self.captioner.packs_exactly(most, config.max_length)
+        self.captioner.packs = packs
         # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
         self.compute_dtype = precision
         if precision != torch.float32:
             self.vlm.keep_frozen_in(precision)
         self.vlm.to(device)
-        self.model = self.captioner = CaptionLoss(self.vlm)
         if not config.shard:
             # Packed weights cannot be copied, and a sharded layer must be called as the module that it is.
             self.vlm.pack_encoder()
             self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
 
+    def _tell_of_packing(self) -> None:
+        """Where the decoder would compute something else of packed captions.
+
+        Raises:
+            ValueError: they are to be packed nevertheless.
+        """
+        if self.captioner.packs or self.config.pack is False:
+            return
+        kind = self.vlm.language_model.config.model_type
+        why = f"a {kind} decoder would compute something else of one that stands behind others in its row"
+        if self.config.pack:
+            raise ValueError(f"Captions cannot --pack: {why}; leave it out, or say --no-pack.")
+        self.say(f"Every caption takes a row of its own: {why}.")
+
     def prepare(self, device: torch.device, precision: torch.dtype, progress: Progress) -> None:
         self.load(device, precision, progress)
+        self._tell_of_packing()
         self.inputs, self.records = prepare_inputs(
             self.vlm, self.records, self.pixels, self.config, self.say, progress
         )
@@ -203,7 +266,8 @@ class CaptionTask(Task):
             self._start_projection()
         self.scorer, self.meteor = self._metrics()
         if checkpoint_activations(self.vlm, self._positions(), self.config, precision):
-            self.say("Activations are recomputed in the backward pass: they would not fit into memory.")
+            why = "as was asked" if self.config.gradient_checkpointing == "on" else "they would not fit into memory"
+            self.say(f"Activations are recomputed in the backward pass: {why}.")
             if self.captioner.stack is not None:
                 self.captioner.stack.recompute = True
         if self._worth_compiling(device):
@@ -296,9 +360,11 @@ class CaptionTask(Task):
         return Scorer({str(index): record.captions for index, record in enumerate(chosen)}), meteor
 
     def _positions(self) -> int:
-        """The most positions that a micro-batch of the longest rows holds."""
-        longest = max(sum(map(len, captions)) for captions in self.tokens["train"])
-        return self.config.batch_size * (self.vlm.num_prompt_tokens + longest)
+        """The most positions that a micro-batch of the longest captions holds."""
+        prompt, tokens = self.vlm.num_prompt_tokens, self.tokens["train"]
+        rows = [1 if self.captioner.packs else len(captions) for captions in tokens]
+        longest = max(n * prompt + sum(map(len, captions)) for n, captions in zip(rows, tokens, strict=True))
+        return self.config.batch_size * longest
 
     def facts(self) -> dict[str, Any]:
         counts = self.vlm.parameter_counts()
@@ -348,7 +414,7 @@ class CaptionTask(Task):
             [self.tokens[split][index] for index in indices],
             self.vlm.num_prompt_tokens,
             pad_id=int(self.vlm.tokenizer.pad_token_id),
-            pack=self.config.pack,
+            pack=self.captioner.packs,
         )
         tensors = packed.tensors()
         del tensors["label_captions"]

@@ -63,22 +63,24 @@ class SelfCriticalTask(CaptionTask):
             return super().loss(model, tensors)
         vlm, K = self.vlm, self.config.samples_per_picture
         picture = tensors["picture"]
-        if picture.dim() == 4:
-            with torch.no_grad():
-                picture = self.captioner.features(picture)  # (N, P, Dv)
-        drawn = self._draw(picture)
+        features, drawn = self._draw(picture)
+        if vlm.encoder_is_frozen:
+            picture = features  # an open one learns from the pixels
         captions = [drawn[start : start + K] for start in range(0, len(drawn), K)]
         rewards = torch.tensor(self._rewards(tensors["examples"].tolist(), captions))  # (N, K)
         self.figures = {"reward": float(rewards.mean())}
-        packed = pack_captions(captions, vlm.num_prompt_tokens, pad_id=int(vlm.tokenizer.pad_token_id))
+        packed = pack_captions(
+            captions, vlm.num_prompt_tokens, pad_id=int(vlm.tokenizer.pad_token_id), pack=self.captioner.packs
+        )
         words = packed.tensors()
         words["weights"] = advantages(rewards).flatten()[words.pop("label_captions")]  # (L,)
         return super().loss(model, {name: t.to(picture.device) for name, t in words.items()} | {"picture": picture})
 
     @torch.no_grad()
-    def _draw(self, features: torch.Tensor) -> list[list[int]]:
-        """N * K captions' token ids, the end-of-text token included where one was drawn in time."""
-        vlm, device = self.vlm, features.device.type
+    def _draw(self, picture: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
+        """The features of pixels or features, (N, P, Dv), and N * K captions' token ids, the end-of-text token
+        included where one was drawn in time."""
+        vlm, device = self.vlm, picture.device.type
         was_training = self.model.training
         self.model.eval()
         decoder = get_decoder(
@@ -90,11 +92,13 @@ class SelfCriticalTask(CaptionTask):
             seed=int(torch.randint(2**31, ())),  # from the generator that every micro-batch seeds anew
         )
         with torch.autocast(device, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            features = picture if picture.dim() == 3 else self.captioner.features(picture)
             found = decoder.decode_full(
                 step_model(vlm.decoder), vlm.prompt_embeds(features), row_ids=range(len(features))
             )
         self.model.train(was_training)
-        return [row[:length] for row, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
+        drawn = [row[:length] for row, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
+        return features, drawn
 
     def _rewards(self, examples: Sequence[int], captions: list[list[list[int]]]) -> list[list[float]]:
         """CIDEr-D of each picture's drawn captions against all of its references."""
