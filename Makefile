@@ -9,6 +9,9 @@ LIMNER := $(BIN)/limner
 # CPU or CUDA: TORCH_INDEX=https://... names another index for PyTorch's own wheels (README, "CUDA or CPU").
 TORCH_INDEX ?=
 
+# Two processes at a time, each a file of tests: fixtures of a module are made once.
+TWO := --numprocesses 2 --dist loadfile
+
 DATASET ?= flickr
 EPOCHS ?= 3
 SAMPLE ?=
@@ -26,7 +29,7 @@ demo: install ## Train a captioner from nothing on drawn scenes, and prove that 
 
 test: install-dev page ## Lint, types and all tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 ##@ Set-up
 
@@ -101,7 +104,7 @@ format: install-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 test-quick: install-dev ## The tests without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 clean: ## Remove build products and caches, keep the environment, runs and data
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/limner/server/page web/dist
 clean-all: clean ## Remove the environment and downloaded data too (never runs)
