@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.runs import create_run
+from limner.runs import EventWriter, create_run
 from limner.runs.models import find_checkpoint, find_model
 
 
@@ -47,6 +47,11 @@ def test_an_unfinished_run_has_checkpoints_or_none(runs: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no finished model yet: resume it \(`limner pretrain --resume"):
         find_model("stopped", runs)
     with pytest.raises(FileNotFoundError, match="no finished model and no checkpoint yet"):
+        find_model("begun", runs)
+    log = EventWriter(runs / "begun" / "events.jsonl")
+    log.write("start", 0, total_steps=5)
+    log.write("error", 0, message="the vocabulary could not be fetched")
+    with pytest.raises(FileNotFoundError, match=r"vocabulary could not be fetched'; mend that.*--name begun"):
         find_model("begun", runs)
     folder = runs / "stopped" / "checkpoints"
     expected = {"stopped": 20, "stopped/checkpoints/step-000005": 5, f"{folder}/step-000005": 5}

@@ -242,7 +242,9 @@ def test_one_odd_run_hides_no_other_and_stops_no_queue(
     else:
         EventWriter(odd.events_path).write("start", 0, total_steps="5", steps_per_epoch="1")
     for _ in range(3):
-        assert [run["id"] for run in client.get("/api/runs").json()["runs"]] == ["good"]
+        answer = client.get("/api/runs").json()
+        assert [run["id"] for run in answer["runs"]] == ["good"]
+        assert [left["name"] for left in answer["left_out"]] == ["odd"]
     assert client.get("/api/queue").status_code == 200
     assert len([record for record in caplog.records if "left out" in record.message]) == 1
     error = client.get("/api/runs/odd")

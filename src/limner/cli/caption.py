@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from limner.cli.parse import parse
+from limner.cli.telling import json_line
 from limner.config.caption import CaptionConfig
 from limner.runs.models import find_model
 
@@ -73,7 +73,7 @@ def _line(name: str, caption: Caption, as_json: bool) -> str:
             "ending": caption.ending,
             "seconds": round(caption.seconds, 4),
         }
-        return json.dumps(fields, ensure_ascii=False)
+        return json_line(fields)
     # A tab or line break in a file's name or a caption would break the table.
     shown = (
         name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import NOTES, answers, note
+from limner.cli.telling import NOTES, answers, json_line, note
 from limner.config.data import ListData, PrepareData
 
 VERBS = {
@@ -64,7 +64,7 @@ def _list(argv: list[str]) -> int:
             "about": about,
         }
         if config.json_:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line(row))
         source = module.REPOSITORY or ("drawn here" if name == "scenes" else "local files")
         table.add_row(name, f"{known:,}" if known else "", size(here.num_bytes) if here else "", source, about)
     if not config.json_:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import answers, bar, made
+from limner.cli.telling import answers, bar, json_line, made
 from limner.config.data_quality import ReportData
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def run(argv: list[str]) -> int:
     write_report(quality, title, folder)
     summary = quality.summary()
     if config.json_:
-        print(json.dumps(summary | {"folder": str(folder)}, ensure_ascii=False))
+        print(json_line(summary | {"folder": str(folder)}))
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("finding", "pictures", "what"):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from limner import __version__
 from limner.cli.parse import parse
-from limner.cli.telling import answers, bar, made, note
+from limner.cli.telling import answers, bar, json_line, made, note
 from limner.config.evaluate import EvaluateConfig
 from limner.runs.models import find_model
 
@@ -70,7 +70,7 @@ def _evaluate(
     document = evaluation_report(title, facts, assessment, said, records, sight_sentence(assessment))
     (log.folder / "report.html").write_text(document, encoding="utf-8")
     if config.json_:
-        print(json.dumps(assessment.as_dict() | {"settings": facts, "folder": str(log.folder)}, ensure_ascii=False))
+        print(json_line(assessment.as_dict() | {"settings": facts, "folder": str(log.folder)}))
     else:
         print_scores(assessment, answers())
         print(f"Report: {log.folder / 'report.html'}")
@@ -111,7 +111,7 @@ def _compare(
     document = comparison_report(title, facts, differences, before, after, records, tables)
     (log.folder / "report.html").write_text(document, encoding="utf-8")
     if config.json_:
-        print(json.dumps(result | {"folder": str(log.folder)}, ensure_ascii=False))
+        print(json_line(result | {"folder": str(log.folder)}))
         return 0
     _print_comparison(differences, pictures, answers())
     print(f"Report: {log.folder / 'report.html'}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import io
-import json
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -12,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from limner.cli.parse import parse
+from limner.cli.telling import json_line, writes_utf8
 from limner.config.generate import GenerateConfig
 from limner.runs.models import find_checkpoint, find_model
 
@@ -25,10 +24,9 @@ def run(argv: list[str]) -> int:
     prompt = config.prompt
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A prompt may have bytes that are no text; JSON says them as \udcff.
-        plain = "surrogateescape" if utf8 else "replace"
+        plain = "surrogateescape" if writes_utf8() else "replace"
         sys.stdout.reconfigure(errors="backslashreplace" if config.json_output else plain)
     model = _load(config)
     drawing = {name: getattr(config, name) for name in ("top_k", "top_p", "min_p", "seed")}
@@ -43,7 +41,7 @@ def run(argv: list[str]) -> int:
     if config.json_output:
         told: list[Token] = []
         said = _finish(tokens, told.append)
-        print(json.dumps({"prompt": prompt} | _answer(said, told, model), ensure_ascii=not utf8))
+        print(json_line({"prompt": prompt} | _answer(said, told, model)))
         return 0
     _say(prompt)
     shown = 0

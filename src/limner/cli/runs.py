@@ -9,11 +9,12 @@ import time
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
 from limner.cli.parse import parse
+from limner.cli.telling import answers
 from limner.config.runs import (
     CheckpointRun,
     DeleteRun,
@@ -80,13 +81,14 @@ def _list(action: ListRuns) -> int:
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "state", "step", "loss", "best", "model"):
         justify: Literal["left", "right"] = "right" if heading in ("step", "loss") else "left"
-        table.add_column(heading, justify=justify, overflow="fold")
+        whole = max(cell_len(row["name"]) for row in rows) if heading == "run" else None  # to be copied
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=whole)
     for row in rows:
         of = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else str(row["step"])
         loss = f"{row['loss']:.3f}" if isinstance(row["loss"], float) else str(row["loss"] or "")
-        last = row["model"] or row["detail"]  # where its model is; else why there is none
+        last = row["model"] or " ".join(row["detail"].split())  # where its model is; else why there is none
         table.add_row(*map(escape, (row["name"], row["status"], of, loss, row["best"] or "", last)))
-    Console().print(table)
+    answers().print(table)
     return 0
 
 

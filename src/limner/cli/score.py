@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from limner.cli.parse import parse
-from limner.cli.telling import answers
+from limner.cli.telling import answers, json_line
 from limner.config.score import ScoreConfig
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def run(argv: list[str]) -> int:
     if config.save_corpus:
         scorer.cider.document_frequency.save(config.save_corpus)
     if config.json_:
-        print(json.dumps(assessment.as_dict(config.per_image), ensure_ascii=False))
+        print(json_line(assessment.as_dict(config.per_image)))
         return 0
     print_scores(assessment, answers())
     if config.per_image:

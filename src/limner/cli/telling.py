@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,16 @@ NOTES = Console(stderr=True, highlight=False)
 def answers() -> Console:
     """Standard output, for tables: in a pipe they are as wide as they need, since no terminal folds them."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 1_000)
+
+
+def writes_utf8() -> bool:
+    """Whether standard output takes every letter."""
+    return codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+
+
+def json_line(value: Any) -> str:
+    """For standard output: its letters as they are, or escaped where it would put something else in their place."""
+    return json.dumps(value, ensure_ascii=not writes_utf8())
 
 
 def note(text: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+
+from limner.whole_files import write_whole
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
 TABLE_ENDINGS = (".jsonl", ".parquet")
@@ -222,9 +223,7 @@ def _fetched(name: str, url: str, cache_dir: Path) -> str:
                 f"{path}, give a text file (--corpus FILE), or use --corpus tiny, which needs no download."
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        write_whole(path, data)
     return _read(path).replace("\r\n", "\n")
 
 

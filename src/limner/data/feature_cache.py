@@ -35,6 +35,7 @@ from limner.data.images import ImageSource, PixelSettings, image_bytes
 from limner.data.loading import load_pictures, settle_failures
 from limner.data.records import Record
 from limner.data.sizes import SPARE, Progress, free_bytes, size
+from limner.whole_files import write_whole
 
 try:
     import fcntl
@@ -334,9 +335,7 @@ class _Writer:
         return self
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        aside = self.cache.folder / f"{name}.part"
-        aside.write_text(json.dumps(content, indent=1))
-        os.replace(aside, self.cache.folder / name)
+        write_whole(self.cache.folder / name, json.dumps(content, indent=1))
 
     def add(self, digests: list[bytes], features: torch.Tensor) -> None:
         stored, scales, back = self.cache._stored(features)

@@ -22,6 +22,7 @@ except ImportError:  # no flock on this system: two reviews of one folder are th
 from limner.data.records import SPLITS, Record, Split
 from limner.evaluation.lines import whole_lines
 from limner.evaluation.quality.new_set import METADATA, file_name, picture_bytes
+from limner.whole_files import write_whole
 
 DECISIONS = "decisions.jsonl"
 SUBJECT = "review-of"
@@ -199,9 +200,7 @@ class Review:
         if not lines:  # an empty manifest would be an error to whoever reads the set
             metadata.unlink(missing_ok=True)
             return
-        aside = metadata.with_name(f".{METADATA}")
-        aside.write_text("".join(lines), encoding="utf-8")
-        os.replace(aside, metadata)
+        write_whole(metadata, "".join(lines))
 
     def _copy(self, record: Record, split: Split) -> str:
         """The name of the picture in its split's folder, where it is put unless it is there.
@@ -216,9 +215,7 @@ class Review:
         plain = file_name(record.image_id, data)
         name = plain if plain == record.image_id else file_name(record.image_id, data, distinct=1)
         folder.mkdir(exist_ok=True)
-        aside = folder / f".{name}"
-        aside.write_bytes(data)
-        os.replace(aside, folder / name)
+        write_whole(folder / name, data)
         self._names[key] = name
         return name
 

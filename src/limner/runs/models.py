@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from limner.runs.folder import Run
+from limner.runs.state import Status
 
 Kind = Literal["language model", "captioner"]
 MAKES: dict[str, Kind] = {"pretrain": "language model", "train": "captioner", "demo": "captioner"}
@@ -29,11 +30,14 @@ def find_model(name: str | Path, runs_dir: Path, wanted: Kind | None = None) -> 
         return str(inside) if inside.is_dir() and not Path(name).is_dir() else str(name)
     if run.model_path.is_dir():
         return str(run.model_path)
-    status, checkpoints = run.state().status, run.checkpoints()
-    advice = f"resume it (`limner {run.config['verb']} --resume {run.path}`)"
+    state, checkpoints = run.state(), run.checkpoints()
+    status, verb = state.status, run.config["verb"]
+    advice = f"resume it (`limner {verb} --resume {run.path}`)"
+    if status is Status.FAILED and not checkpoints:
+        advice = f"it said {state.detail!r}; mend that, and begin it again (`limner {verb} --name {run.name} ...`)"
     if status.active:
         advice = f"follow it (`limner runs tail {run.path}`)"
-    if MAKES.get(run.config["verb"]) == "captioner" and checkpoints:
+    if MAKES.get(verb) == "captioner" and checkpoints:
         advice += f", or evaluate one of its checkpoints ({checkpoints[-1]})"
     what = "finished model" if checkpoints else "finished model and no checkpoint"
     raise FileNotFoundError(f"The run {run.path} is {status} and has no {what} yet: {advice}.")

@@ -85,7 +85,7 @@ class Runs:
     ) -> None:
         self.runs_dir, self.recorded_dir, self.position = runs_dir, recorded_dir, position
         self.left_out: dict[str, str] = {}
-        """Folders that `all` found and cannot show, and why."""
+        """Folders that `all` or `summaries` found and cannot show, and why. Never changed in place."""
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -183,6 +183,8 @@ class Runs:
                 if watched.trouble != (trouble := str(error)):
                     log.warning("Run '%s' is left out of the list: %s", watched.run.name, trouble)
                 watched.trouble = trouble
+                if watched.run.path.is_dir():
+                    self.left_out = self.left_out | {watched.run.name: trouble}
         self.forget_idle()
         return sorted(found, key=lambda summary: -summary.created)
 

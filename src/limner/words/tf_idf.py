@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from limner.whole_files import write_whole
 from limner.words.ngrams import ORDERS, Ngram, caption_ngrams
 
 SIGMA = 6.0
@@ -46,7 +47,7 @@ class DocumentFrequency:
     def save(self, path: Path) -> None:
         """Writes the corpus file: JSON with ``num_images`` and ``counts`` (n-gram's words joined by spaces)."""
         counts = {" ".join(ngram): count for ngram, count in sorted(self.counts.items())}
-        path.write_text(json.dumps({"num_images": self.num_images, "counts": counts}, ensure_ascii=False), "utf-8")
+        write_whole(path, json.dumps({"num_images": self.num_images, "counts": counts}, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: Path) -> DocumentFrequency:

@@ -55,8 +55,6 @@ function show(key: string, value: unknown): string {
 
 /** The number of optimizer steps that a dry run found. */
 export function plannedSteps(plan: Plan | undefined): number | null {
-  const steps = plan?.plan?.total_steps ?? plan?.plan?.steps;
-  if (typeof steps === "number") return steps;
-  const told = plan?.text.match(/([\d,]+) steps/)?.[1];
-  return told ? Number(told.replaceAll(",", "")) : null;
+  const steps = plan?.plan?.steps;
+  return typeof steps === "number" ? steps : null;
 }
