@@ -268,7 +268,7 @@ def limner(way: Limner, device: str, layers: int, folder: str) -> Step:
 
     def step() -> int:
         before = trainer.progress.units
-        trainer._step()
+        trainer._apply(trainer._gradient())
         return trainer.progress.units - before
 
     return step
@@ -542,7 +542,7 @@ class Proof:
         choice = choose("cpu", config.precision)
         trainer = Trainer(task, config, run, Journal(run.path, quiet=True), Accelerator(cpu=True), choice)
         while trainer.progress.step < trainer.total_steps:
-            trainer._step()
+            trainer._apply(trainer._gradient())
         assert task.captioner.stack is not None and task.captioner.stack.is_compiled
         return task.vlm.float()
 

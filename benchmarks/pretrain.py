@@ -82,7 +82,7 @@ def limner_steps(options: argparse.Namespace) -> Iterator[float]:
         trainer = limner_trainer(options, folder, precision=options.precision)
         events = trainer.run.path / "events.jsonl"
         while True:
-            trainer._step()
+            trainer._apply(trainer._gradient())
             yield json.loads(events.read_text().splitlines()[-1])["loss"]
 
 
@@ -376,7 +376,7 @@ def curve(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = limner_trainer(options, folder, precision=precision)
             for _ in range(options.curve):
-                trainer._step()
+                trainer._apply(trainer._gradient())
             lines = (trainer.run.path / "events.jsonl").read_text().splitlines()
             losses[precision] = [event["loss"] for event in map(json.loads, lines) if event["type"] == "metrics"]
     print(" step     bf16     fp32  difference")
