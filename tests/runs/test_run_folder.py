@@ -300,8 +300,12 @@ def test_a_deletion_that_was_cut_short_is_ended_later(run: Run, monkeypatch: pyt
         run.delete()
     root = run.path.parent
     assert len(list(root.iterdir())) == 1 and not list_runs(root)
+    older, *others = (root / name for name in (".old.0123abcd", ".photos.deleted", ".cache.0123abcd"))
+    for folder in (older, *others):
+        folder.mkdir()
+    (older / "events.jsonl").touch()
     create_run(root, "two", "train", {}).delete()
-    assert not list(root.iterdir())
+    assert sorted(root.iterdir()) == sorted(others)  # what is not ours is left alone
 
 
 def test_a_full_disk_burns_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,10 @@ from limner.data.records import Record
 from limner.decoding.captioner import load_captioner
 from limner.decoding.consensus import RIDGE, middle
 from limner.device import compiles
-from limner.runs import Run, send_command
+from limner.runs import Run, create_run, send_command
 from limner.training.caption_task import CaptionTask
 from limner.training.journal import Journal
+from limner.training.opening import saved_settings
 from limner.training.trainer import Result, train
 
 Runner = Callable[..., Result]
@@ -371,3 +372,20 @@ def test_a_caption_longer_than_the_positions_is_refused(fit: Runner) -> None:
         fit("long", max_length=10_000)
     taken, positions, room, wanted = map(int, re.findall(r"\d+", str(refused.value))[1:])
     assert taken + room == positions + 1 and wanted == taken + 10_000 - 1  # the last token needs no position
+
+
+def test_settings_of_an_earlier_version_that_did_nothing_are_no_change(tmp_path: Path) -> None:
+    saved = {
+        "dataset": ["photos"],
+        "pack": True,
+        "freeze_vision": False,
+        "unfreeze_vision_layers": 2,
+        "lora_lr": 0.5,
+        "checkpoints_dir": None,
+    }
+    run = create_run(tmp_path, "older", "train", saved)
+    settings = saved_settings(str(run.path), tmp_path, "train")
+    assert TrainConfig(**settings).pack is None and settings["freeze_vision"] is False
+    assert not {"unfreeze_vision_layers", "lora_lr"} & settings.keys()
+    kept = create_run(tmp_path, "kept", "train", saved | {"decoder_model": "gpt2", "freeze_vision": True})
+    assert {"unfreeze_vision_layers", "lora_lr"} <= saved_settings(str(kept.path), tmp_path, "train").keys()

@@ -22,10 +22,10 @@ def run(argv: list[str]) -> int:
     from limner.evaluation.quality.examine import PROPOSALS, examine
     from limner.evaluation.quality.page import write_report
 
-    folder = made(config.out or Path("quality") / Path(config.dataset[0]).name)
     alignment = _alignment(config)
     remarks: list[str] = []
     splits = load_splits(config, remarks.append, skip_bad_images=True)
+    folder = made(config.out or Path("quality") / Path(config.dataset[0]).name)
     with bar() as progress:
         originals = _originals(config, splits, remarks)
         quality = examine(splits, originals=originals, alignment=alignment, near=config.near, progress=progress)

@@ -231,8 +231,11 @@ def _clear_away(grave: Path) -> None:
 
 def clear_graves(folder: Path) -> None:
     """Removes what is left of folders whose removal was cut short."""
-    for grave in folder.glob(f".*{_GRAVE}"):
-        shutil.rmtree(grave, ignore_errors=True)
+    for grave in folder.glob(".*"):
+        named = re.fullmatch(rf"\..+\.[0-9a-f]{{8}}({re.escape(_GRAVE)})?", grave.name)
+        # a version before this gave them no ending
+        if named and (named[1] or (grave / "config.json").is_file() or (grave / "events.jsonl").is_file()):
+            shutil.rmtree(grave, ignore_errors=True)
 
 
 def check_name(name: str) -> str:

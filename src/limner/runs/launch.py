@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,14 @@ class Launch:
     def load(run_folder: Path) -> Launch | None:
         """None: the run was not started by a launcher, or its record cannot be read."""
         try:
-            return TypeAdapter(Launch).validate_json((run_folder / "launch.json").read_bytes())
+            return _reader().validate_json((run_folder / "launch.json").read_bytes())
         except (OSError, ValueError):
             return None
+
+
+@cache
+def _reader() -> TypeAdapter[Launch]:
+    return TypeAdapter(Launch)  # takes milliseconds
 
 
 def newest_process(told: Told, launch: Launch | None) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def find_model(name: str | Path, runs_dir: Path, wanted: Kind | None = None) -> 
         advice = f"it said {state.detail!r}; mend that, and begin it again (`limner {verb} --name {run.name} ...`)"
     if status.active:
         advice = f"follow it (`limner runs tail {run.path}`)"
-    if MAKES.get(verb) == "captioner" and checkpoints:
+    if verb == "train" and checkpoints:
         advice += f", or evaluate one of its checkpoints ({checkpoints[-1]})"
     what = "finished model" if checkpoints else "finished model and no checkpoint"
     raise FileNotFoundError(f"The run {run.path} is {status} and has no {what} yet: {advice}.")

@@ -25,6 +25,7 @@ FREE_FIELDS = frozenset(
         "debug",
         "save_dir",
         "prune_cache",
+        "pack",
         "cache_dir",
         "sample_prompt",
         "sample_tokens",
@@ -146,6 +147,12 @@ def _settings(run: Run) -> dict[str, Any]:
         settings["checkpoints_dir"] = str(run.folder / settings["checkpoints_dir"])
     if settings.get("save_total_limit") == 10**9:  # how --save was once written down
         del settings["save_total_limit"]
+    if settings.get("pack") is True:  # once the default; what can be packed is packed
+        del settings["pack"]
+    if settings.get("freeze_vision") is False:  # these two were once taken and ignored
+        settings.pop("unfreeze_vision_layers", None)
+    if not (settings.get("decoder_model") or settings.get("base_model")):
+        settings.pop("lora_lr", None)
     return settings
 
 
