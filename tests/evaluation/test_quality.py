@@ -172,6 +172,21 @@ def test_captions_of_copies_stay_in_their_split(tmp_path: Path) -> None:
     }
 
 
+def test_a_leak_is_like_what_it_leaked(tmp_path: Path) -> None:
+    """Also where a picture of its own split, before it, is much like it."""
+    data = tmp_path / "data"
+    for name in ("train/near.jpg", "train/same.png", "validation/same.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        smooth_picture(1).save(data / name)
+        (data / name).with_suffix(".txt").write_text("A dog that runs.")
+    arguments = ["--out", str(tmp_path / "report"), "--cache-dir", str(tmp_path / "cache")]
+    assert main(["data", "report", str(data), *arguments]) == 0
+    with open(tmp_path / "report/examples.csv", newline="") as file:
+        found = {row["image_id"]: (row["findings"], row["like"]) for row in csv.DictReader(file)}
+    assert found["train/same.png"] == ("leak near-duplicate", "validation/same.png")
+    assert found["train/near.jpg"] == ("leak", "validation/same.png") and found["validation/same.png"] == ("", "")
+
+
 def test_captions_without_spaces_are_not_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = ["一只棕色的狗在草地上奔跑。", "茶色の犬が草原を走っている。", "สุนัขวิ่งอยู่บนหญ้า", "A dog on 草 runs."]
     for name, captions in (("data", said), ("curt", ["Dog", "A cat"])):
