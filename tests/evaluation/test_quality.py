@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,19 @@ def test_distribution(counts: dict[str, int], gini: float, entropy: float) -> No
 )
 def test_rewriting_by_rule(caption: str, expected: str) -> None:
     assert rewrite(caption) == expected
+
+
+def test_what_comes_into_the_folder_meanwhile_stays(tmp_path: Path) -> None:
+    toy_picture(0).save(tmp_path / "a.png")
+
+    def entries() -> Iterator[Entry]:
+        yield Entry(Record(tmp_path / "a.png", ["A dog."], "a.png"), "train", {})
+        (tmp_path / "set/notes.txt").write_text("mine")
+
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        write_set(entries(), tmp_path / "set", "Set", list)
+    assert sorted(path.name for path in tmp_path.glob("**/*")) == ["a.png", "notes.txt", "set"]
 
 
 def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:

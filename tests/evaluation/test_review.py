@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import http.client
 import json
 import shutil
@@ -97,7 +96,7 @@ def test_a_review_goes_on_where_no_file_can_be_locked(
     def no_locks(*arguments: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr("limner.runs.folder.fcntl.flock", no_locks)
     for expected in (None, "accept"):
         review = Review(records, tmp_path / "out", {"dataset": ["x"]})
         assert review.state()["items"][0]["decision"] == expected

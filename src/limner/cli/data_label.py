@@ -28,8 +28,7 @@ def run(argv: list[str]) -> int:
     prompt = _prompt(config.prompt) if config.prompt else GUIDELINE
     asked = {"model": config.model, "prompt": prompt, "rewrite": config.rewrite}
     seal = Seal(answers / "made", {"dataset": places(config.dataset), **asked})
-    if not seal.holds(config.out):  # else the set was made from these answers, and is made anew
-        check_free(config.out)
+    check_free(config.out, seal)  # a set that was made from these answers is made anew
     teacher = Teacher(
         config.endpoint,
         config.model,

@@ -133,8 +133,7 @@ def write_set(
         ValueError: the folder exists and is not empty, or there is nothing to write.
         OSError: the disk is full; the folder is as it was, and nothing is left behind.
     """
-    if seal is None or not seal.holds(folder):
-        check_free(folder)
+    check_free(folder, seal)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new, old = aside / "new", aside / "old"
@@ -146,6 +145,7 @@ def write_set(
         (new / README).write_text(_card(title, told(), counts), encoding="utf-8")
         if seal is not None:
             seal.put(new)
+        check_free(folder, seal)  # somebody may have been there meanwhile
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -158,8 +158,10 @@ def write_set(
     return sum(counts.values())
 
 
-def check_free(folder: Path) -> None:
-    """Refuses a folder that holds something, before work is put into it."""
+def check_free(folder: Path, seal: Seal | None = None) -> None:
+    """Refuses a folder that holds something, unless the seal holds, before work is put into it."""
+    if seal is not None and seal.holds(folder):
+        return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; name a new folder with --out.")
 
