@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def test_a_caption_may_hold_a_line_break(tmp_path: Path) -> None:
     assert read_captions(tmp_path / "a.csv")[0] == {"1.jpg": ["a red\ncar"]}
     (tmp_path / "a.tsv").write_text("1.jpg\ta red\u2028car\n")
     assert read_captions(tmp_path / "a.tsv")[0] == {"1.jpg": ["a red\u2028car"]}
+
+
+def test_tsv_of_csv_and_tsv_by_hand_give_the_captions_that_were_meant(tmp_path: Path) -> None:
+    meant = ['a "stop" sign', '"Stop"', '"', '""', '"Stop" and "go"', 'a "', "plain", '"Stop", it says: "go"']
+    with open(tmp_path / "a.tsv", "w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(("1.jpg", caption) for caption in meant)
+    assert '"a ""stop"" sign"' in (tmp_path / "a.tsv").read_text()
+    (tmp_path / "b.tsv").write_text("".join(f"1.jpg\t{caption}\n" for caption in meant))
+    for name in ("a.tsv", "b.tsv"):
+        assert read_captions(tmp_path / name)[0] == {"1.jpg": meant}
 
 
 def test_an_image_named_twice_keeps_the_captions_of_both(tmp_path: Path) -> None:

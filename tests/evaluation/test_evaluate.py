@@ -266,3 +266,21 @@ def test_parts_with_unreadable_pictures_end(tmp_path: Path) -> None:
     log = CaptionLog(tmp_path / "log", {}, True, ["captions-1-of-2"])
     assert list(caption_records(Parrot, pictures, log, shard=(1, 2), bad=again)) == list(said)
     assert sorted(again) == ["3", "5"]
+
+
+def test_a_caption_is_not_given_to_what_replaced_its_picture(tmp_path: Path) -> None:
+    """A picture that cannot be read any more is told, each time, until it can be read again."""
+    pictures = [Record(str(tmp_path / f"{i}.png"), [f"a picture {i}"], str(i)) for i in range(2)]
+    captioned = {}
+    for step in ("whole", "broken", "broken still", "whole again"):
+        for i in range(2):
+            toy_picture(i).save(tmp_path / f"{i}.png")
+        if "broken" in step:
+            (tmp_path / "1.png").write_bytes(b"no picture")
+        bad: dict[str, str] = {}
+        log = CaptionLog(tmp_path / "log", {}, True, ["captions"])
+        captioned[step] = (list(caption_records(Parrot, pictures, log, bad=bad)), list(bad))
+        found, known_bad = log.read("captions")
+        assert (list(found), list(known_bad)) == captioned[step]
+    whole, broken = (["0", "1"], []), (["0"], ["1"])
+    assert list(captioned.values()) == [whole, broken, broken, whole]

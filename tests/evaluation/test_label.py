@@ -290,3 +290,40 @@ def test_the_same_command_goes_on(stub: Stub, tmp_path: Path, capsys: pytest.Cap
     assert "My picture" in metadata.read_text()
     assert main([*command, "--rewrite", "--out", str(tmp_path / "other")]) == 1
     assert "no captions" in capsys.readouterr().err
+
+
+def test_only_the_same_command_makes_a_set_anew(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made of another data set, by another model or prompt stays; nothing that fails is in the way."""
+    out, prompt = tmp_path / "out", tmp_path / "prompt.txt"
+    prompt.write_text("Say.")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            toy_picture(i).save(tmp_path / name / f"{name}{i}.png")
+    common = ["--out", str(out), "--endpoint", stub.endpoint, "--yes", "--per-minute", "60000"]
+    common += ["--cache-dir", str(tmp_path / "cache"), "--concurrency", "1"]
+    command = ["data", "label", str(tmp_path / "a"), "--model", "eyes-1", *common]
+    assert main([*command, "--sample", "2"]) == 0
+    asked = len(stub.requests)
+    others = [["data", "label", str(tmp_path / "b"), "--model", "eyes-1"]]
+    others += [[*command[:3], "--model", "eyes-2"], [*command[:5], "--prompt", str(prompt)]]
+    for other in others:
+        assert main([*other, *common]) == 1
+        assert "exists and is not empty" in capsys.readouterr().err
+    assert len(stub.requests) == asked and len(ImageCaptionDataset(out)) == 2
+
+    def full(path: Path, target: Path) -> Path:
+        if target == out and path.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", full)
+    assert main(command) == 1
+    assert len(ImageCaptionDataset(out)) == 2 and not list(tmp_path.glob(".*"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main([*command[:2], "a", *command[3:]]) == 0  # the same data set, told otherwise
+    assert len(ImageCaptionDataset(out)) == 3 and len(stub.requests) == asked + 1

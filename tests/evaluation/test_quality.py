@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,21 @@ def test_captions_of_copies_stay_in_their_split(tmp_path: Path) -> None:
         "validation/a3.png": ["A dog that a3 has.", "A dog that a4 has."],
         "validation/c.png": ["A dog that c has."],
     }
+
+
+def test_a_leak_is_like_what_it_leaked(tmp_path: Path) -> None:
+    """Also where a picture of its own split, before it, is much like it."""
+    data = tmp_path / "data"
+    for name in ("train/near.jpg", "train/same.png", "validation/same.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        smooth_picture(1).save(data / name)
+        (data / name).with_suffix(".txt").write_text("A dog that runs.")
+    arguments = ["--out", str(tmp_path / "report"), "--cache-dir", str(tmp_path / "cache")]
+    assert main(["data", "report", str(data), *arguments]) == 0
+    with open(tmp_path / "report/examples.csv", newline="") as file:
+        found = {row["image_id"]: (row["findings"], row["like"]) for row in csv.DictReader(file)}
+    assert found["train/same.png"] == ("leak near-duplicate", "validation/same.png")
+    assert found["train/near.jpg"] == ("leak", "validation/same.png") and found["validation/same.png"] == ("", "")
 
 
 def test_captions_without_spaces_are_not_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,6 +393,19 @@ def test_distribution(counts: dict[str, int], gini: float, entropy: float) -> No
 )
 def test_rewriting_by_rule(caption: str, expected: str) -> None:
     assert rewrite(caption) == expected
+
+
+def test_what_comes_into_the_folder_meanwhile_stays(tmp_path: Path) -> None:
+    toy_picture(0).save(tmp_path / "a.png")
+
+    def entries() -> Iterator[Entry]:
+        yield Entry(Record(tmp_path / "a.png", ["A dog."], "a.png"), "train", {})
+        (tmp_path / "set/notes.txt").write_text("mine")
+
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        write_set(entries(), tmp_path / "set", "Set", list)
+    assert sorted(path.name for path in tmp_path.glob("**/*")) == ["a.png", "notes.txt", "set"]
 
 
 def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import shutil
@@ -87,6 +88,21 @@ def test_a_review_is_of_one_data_set_and_of_its_captions(tmp_path: Path, records
     assert again.picture(0)["captions"] == ["Said anew."]
     assert list(reviewed(out)) == ["b/1.png"]
     assert "they are asked of again: a/1.png" in again.remarks[0]
+
+
+def test_a_review_goes_on_where_no_file_can_be_locked(
+    tmp_path: Path, records: list[tuple[Record, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("limner.runs.folder.fcntl.flock", no_locks)
+    for expected in (None, "accept"):
+        review = Review(records, tmp_path / "out", {"dataset": ["x"]})
+        assert review.state()["items"][0]["decision"] == expected
+        review.decide(0, "accept", [])
+        review.close()
+    assert json.loads((tmp_path / "out/review-of").read_text()) == {"dataset": ["x"]}
 
 
 def test_to_accept_what_was_edited_keeps_the_edit(tmp_path: Path, records: list[tuple[Record, Any]]) -> None:

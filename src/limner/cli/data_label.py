@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.cli.parse import parse
+from limner.cli.review import places
 from limner.cli.telling import bar, note
 from limner.config.data_quality import LabelData
 
@@ -24,10 +25,10 @@ def run(argv: list[str]) -> int:
     from limner.evaluation.quality.teacher import GUIDELINE, Rate, Teacher
 
     answers = config.out.with_name(config.out.name + ".answers")
-    seal = Seal(answers / "made")
-    if not seal.holds(config.out):  # else the set was made from these answers, and is made anew
-        check_free(config.out)
     prompt = _prompt(config.prompt) if config.prompt else GUIDELINE
+    asked = {"model": config.model, "prompt": prompt, "rewrite": config.rewrite}
+    seal = Seal(answers / "made", {"dataset": places(config.dataset), **asked})
+    check_free(config.out, seal)  # a set that was made from these answers is made anew
     teacher = Teacher(
         config.endpoint,
         config.model,

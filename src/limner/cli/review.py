@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
 
     folder = config.out or Path("reviews") / Path(config.dataset[0]).name
     captions = config.captions and str(config.captions.resolve())
-    review = Review(_records(config), folder, {"dataset": _places(config.dataset), "captions": captions})
+    review = Review(_records(config), folder, {"dataset": places(config.dataset), "captions": captions})
     for remark in review.remarks:
         note(remark)
     server = _serve(review, config.port)
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _places(names: tuple[str, ...]) -> list[str]:
+def places(names: tuple[str, ...]) -> list[str]:
     """Data sets as they are told apart: of this machine's, the whole path."""
     return [str(Path(name).resolve()) if Path(name).exists() else name for name in names]
 

@@ -3,7 +3,7 @@
 JSON     checked, and no name lost that is given twice
 JSONL    one value a line; empty lines are none
 CSV      quoted fields may hold commas and line breaks
-TSV      one row a line; a quotation mark in a caption is just that
+TSV      one row a line; a quotation mark in a caption is just that, but the quoting of csv and pandas is undone
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def table(text: str, path: Path, delimiter: str) -> Iterator[tuple[list[str], st
     if delimiter == "\t":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield line.split("\t"), f"{path}, line {number}"
+                yield [_unquoted(cell) for cell in line.split("\t")], f"{path}, line {number}"
         return
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
@@ -94,6 +94,14 @@ def table(text: str, path: Path, delimiter: str) -> Iterator[tuple[list[str], st
             f"{path}, line {reader.line_num} cannot be read ({error}); a field that begins with a quotation mark "
             "must end with one, and each inside it must stand twice."
         ) from error
+
+
+def _unquoted(cell: str) -> str:
+    """A cell of a TSV file without the quoting of csv, which doubles every mark inside; any other as it is."""
+    inside = cell[1:-1]
+    if cell[:1] == cell[-1:] == '"' and '""' in inside and '"' not in inside.replace('""', ""):
+        return inside.replace('""', '"')
+    return cell
 
 
 def with_header(lines: Iterable[tuple[list[str], str]]) -> Iterator[Row]:

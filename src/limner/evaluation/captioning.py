@@ -70,7 +70,7 @@ class CaptionLog:
 
     def read(self, name: str) -> tuple[dict[str, Said], dict[str, str]]:
         """Everything said so far in the files ``name.jsonl`` and ``name-I-of-N.jsonl``, by image, and why others
-        could not be read; a torn last line of a killed process is left out."""
+        could not be read: the later row of a picture counts. A torn last line of a killed process is left out."""
         found: dict[str, Said] = {}
         bad: dict[str, str] = {}
         for path in sorted([*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}-*-of-*.jsonl")]):
@@ -78,10 +78,12 @@ class CaptionLog:
                 row = json.loads(line)
                 if "unreadable" in row:
                     bad[row["image_id"]] = row["unreadable"]
+                    found.pop(row["image_id"], None)
                     continue
+                bad.pop(row["image_id"], None)
                 row["words"] = [(word, chance) for word, chance in row["words"]]
                 found[row["image_id"]] = Said(**row)
-        return found, {image_id: why for image_id, why in bad.items() if image_id not in found}
+        return found, bad
 
     def write(self, name: str, said: Sequence[Said], bad: Mapping[str, str]) -> None:
         """Appends to one of the files that the log was opened to write."""
@@ -125,6 +127,8 @@ def caption_records(
     done, known_bad = log.read(name)
     mine = list(records)[number - 1 :: of]
     left = [record for record in mine if not _captioned(record, done.get(record.image_id))]
+    for record in left:
+        done.pop(record.image_id, None)  # was said of another picture
     file = shard_file(name, shard)
     progress(len(mine) - len(left), len(mine))
     model = captioner() if left else None

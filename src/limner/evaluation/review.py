@@ -14,14 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-try:
-    import fcntl
-except ImportError:  # no flock on this system: two reviews of one folder are then not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 from limner.data.records import SPLITS, Record, Split
 from limner.evaluation.lines import whole_lines
 from limner.evaluation.quality.new_set import METADATA, file_name, picture_bytes
+from limner.runs.folder import take_lock
 from limner.whole_files import write_whole
 
 DECISIONS = "decisions.jsonl"
@@ -60,7 +56,7 @@ class Review:
         self._lock = threading.Lock()
         self._decided: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._subject = _only_one(folder)
+        self._held = _only_one(folder)
         try:
             self._check_subject(dict(subject or {}))
             self._names, self._others = self._written()
@@ -73,20 +69,20 @@ class Review:
 
     def close(self) -> None:
         """Another review may open the folder."""
-        self._subject.close()
+        if self._held is not None:
+            self._held.close()
 
     def _check_subject(self, subject: dict[str, Any]) -> None:
-        self._subject.seek(0)
-        before = json.loads(self._subject.read() or "null")
+        file = self.folder / SUBJECT
+        before = json.loads((file.is_file() and file.read_text(encoding="utf-8")) or "null")
         if before is None:
-            self._subject.write(json.dumps(subject, ensure_ascii=False))
-            self._subject.flush()
+            write_whole(file, json.dumps(subject, ensure_ascii=False))
         elif before != subject:
             different = [name for name in subject if before.get(name) != subject[name]]
             told = "; ".join(f"{name}: {before.get(name)} there, {subject[name]} now" for name in different)
             raise ValueError(
                 f"{self.folder} holds a review of something else ({told}); name another folder with --out. (If the "
-                f"data has only moved, write its new place into {self.folder / SUBJECT}.)"
+                f"data has only moved, write its new place into {file}.)"
             )
 
     def _written(self) -> tuple[dict[str, str], dict[Split, list[str]]]:
@@ -220,15 +216,14 @@ class Review:
         return name
 
 
-def _only_one(folder: Path) -> IO[str]:
-    """The file that tells what a review is of, locked until it is closed, or its process ends, however it does."""
-    file = open(folder / SUBJECT, "a+", encoding="utf-8")  # noqa: SIM115  held as long as the review
-    if fcntl:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(
-                f"{folder} is under review in another window; go on there, or name another folder with --out."
-            ) from None
-    return file
+def _only_one(folder: Path) -> IO[bytes] | None:
+    """The folder's lock, held until it is closed or the process ends; None: no lock can be had in this place, and
+    two reviews are not kept apart."""
+    try:
+        return take_lock(folder / ".lock")
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is under review in another window; go on there, or name another folder with --out."
+        ) from None
+    except OSError:
+        return None

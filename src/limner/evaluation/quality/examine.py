@@ -220,7 +220,8 @@ def _copy(examples: list[Example], one: int, other: int, name: str) -> None:
         leaked, kept = second, first
     if name in leaked.findings or (name == "near-duplicate" and "duplicate" in leaked.findings):
         return
-    if "duplicate" not in leaked.findings:  # the copy in its own split says most, and gets its captions
+    # The copy in its own split says most, and gets its captions; a picture that leaked more than one much like it.
+    if name == "duplicate" or ("duplicate" not in leaked.findings and (name == "leak" or not leaked.findings)):
         leaked.like = kept.record.image_id
     leaked.findings.append(name)
 

@@ -25,6 +25,7 @@ from limner.data.caption_files import json_lines, read_text
 from limner.data.catalogue import expand
 from limner.data.images import EXTENSIONS, image_bytes
 from limner.data.records import SPLITS, Record, Split
+from limner.whole_files import write_whole
 
 PROVENANCE = {"original_captions": list, "labelled_by": str}
 METADATA, README = "metadata.jsonl", "README.md"
@@ -84,21 +85,30 @@ def joined_provenance(
 
 
 class Seal:
-    """A file that tells a set as it was made from one that somebody has changed since."""
+    """A file that tells a set as it was made from one that somebody has changed since, or made of something else.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    Args:
+        file: a digest a line: of every set that was sealed. One is sealed before it is put in its place, so that
+            the old and the new are known whatever ends the work between.
+        subject: what the set is made of, in plain values that JSON can hold.
+    """
+
+    def __init__(self, file: Path, subject: Mapping[str, Any]) -> None:
+        self.file, self.subject = file, subject
 
     def holds(self, folder: Path) -> bool:
-        """Whether the folder is as it was when it was sealed."""
-        return folder.is_dir() and self.file.is_file() and self.file.read_text() == self._of(folder)
+        """Whether the folder is as it was when it was sealed, and made of the same."""
+        return folder.is_dir() and self._of(folder) in self._known()
 
     def put(self, folder: Path) -> None:
-        self.file.write_text(self._of(folder))
+        write_whole(self.file, "".join(f"{digest}\n" for digest in [*self._known(), self._of(folder)]))
+
+    def _known(self) -> list[str]:
+        return self.file.read_text(encoding="utf-8").split() if self.file.is_file() else []
 
     def _of(self, folder: Path) -> str:
-        """A digest of all names and sizes, and of what is text."""
-        digest = hashlib.blake2b(digest_size=16)
+        """A digest of the subject, of all names and sizes, and of what is text."""
+        digest = hashlib.blake2b(json.dumps(self.subject, sort_keys=True).encode(), digest_size=16)
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
             if file.name in (METADATA, README):
@@ -121,34 +131,37 @@ def write_set(
 
     Raises:
         ValueError: the folder exists and is not empty, or there is nothing to write.
-        OSError: the disk is full; nothing is left behind.
+        OSError: the disk is full; the folder is as it was, and nothing is left behind.
     """
-    replaced = seal is not None and seal.holds(folder)
-    if not replaced:
-        check_free(folder)
+    check_free(folder, seal)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = aside / "new", aside / "old"
     try:
-        counts = _write(entries, aside)
+        new.mkdir()
+        counts = _write(entries, new)
         if not sum(counts.values()):
             raise ValueError(f"Nothing would be left of the data set ({'; '.join(told())}); nothing was written.")
-        (aside / README).write_text(_card(title, told(), counts), encoding="utf-8")
-        aside.chmod(0o755)
+        (new / README).write_text(_card(title, told(), counts), encoding="utf-8")
         if seal is not None:
-            seal.put(aside)
-        if folder.exists() and replaced:
-            shutil.rmtree(folder)
-        elif folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+            seal.put(new)
+        check_free(folder, seal)  # somebody may have been there meanwhile
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return sum(counts.values())
 
 
-def check_free(folder: Path) -> None:
-    """Refuses a folder that holds something, before work is put into it."""
+def check_free(folder: Path, seal: Seal | None = None) -> None:
+    """Refuses a folder that holds something, unless the seal holds, before work is put into it."""
+    if seal is not None and seal.holds(folder):
+        return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; name a new folder with --out.")
 
