@@ -1,14 +1,13 @@
 import { SegmentedControl } from "@mantine/core";
-import { useDebouncedValue } from "@mantine/hooks";
 import { queryOptions, useQueries, type UseQueryResult } from "@tanstack/react-query";
-import { useMemo, useState, type ReactNode } from "react";
+import { useEffect, useMemo, useState, type ReactNode } from "react";
 import { Link } from "wouter";
 import { ApiError, get, runPath } from "../../api/client";
 import type { RunDetail, Segment, Series } from "../../api/types";
 import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
-import { fetchRows, fetchSeries } from "../../charts/fetch";
+import { fetchRows, fetchSeries, useSettled } from "../../charts/fetch";
 import { COLORS, chartsFor, lossKind, type ChartSpec } from "../../charts/groups";
 import type { PlotContent, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
@@ -41,14 +40,20 @@ const comparedQuery = (id: string) =>
     refetchInterval: ({ state }) => (state.data?.detail.status === "completed" ? false : REFRESH_MS),
   });
 
-/** The same of a window, where all of the run has been reduced. */
-const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window) =>
+/** The same of a window, where all of the run has been reduced. `held`: each run's last answer, until the next one. */
+const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window, held: Map<string, Series>) =>
   queryOptions({
     queryKey: ["run", detail.id, "compared", x, window],
-    queryFn: ({ signal }) => {
+    queryFn: async ({ signal }) => {
       const origin = originOf(detail, x);
       const own: Window = window && [window[0] + origin, window[1] + origin];
-      return fetchSeries(detail.id, { x, window: own, points: POINTS }, signal);
+      const closer = await fetchSeries(detail.id, { x, window: own, points: POINTS }, signal);
+      held.set(detail.id, closer);
+      return closer;
+    },
+    placeholderData: () => {
+      const last = window ? held.get(detail.id) : undefined;
+      return last?.x === x ? last : undefined;
     },
     enabled: window !== null && Object.values(series.tables).some(({ segments }) => segments.some(isReduced)),
     refetchInterval: detail.status === "completed" ? false : REFRESH_MS,
@@ -75,8 +80,12 @@ function combine(results: UseQueryResult<Read>[]): { found: Read[]; troubles: Tr
 
 /** Of each run what there is of the window, once it has come to rest; undefined where the whole is all there is. */
 function useCloser(found: Read[], x: XAxis, window: Window): (Series | undefined)[] {
-  const [settled] = useDebouncedValue(window, 150);
-  return useQueries({ queries: found.map((run) => closerQuery(run, x, settled)), combine: dataOf });
+  const settled = useSettled(x, window);
+  const [held] = useState(() => new Map<string, Series>()); // useQueries itself holds nothing from one key to the next
+  useEffect(() => {
+    if (!settled) held.clear();
+  }, [settled, held]);
+  return useQueries({ queries: found.map((run) => closerQuery(run, x, settled, held)), combine: dataOf });
 }
 
 const dataOf = (results: UseQueryResult<Series>[]): (Series | undefined)[] => results.map(({ data }) => data);
