@@ -50,3 +50,25 @@ test("validation is compared where a run has no training loss at all", () => {
   expect(commonLine(loss, [runs[0] as Compared])?.table).toBe("metrics");
   expect(overlay(loss, runs).map(({ label }) => label)).not.toContain("other · training");
 });
+
+test("where in a bucket a loss was not finite is as unknown in the difference as in the loss", () => {
+  const bucket: Segment = {
+    attempt: 1,
+    rows: 8,
+    bucket: 4,
+    axes: { step: [0, 4] },
+    end: { step: 7 },
+    series: {
+      loss: { first: [1, 1], last: [1, 1], min: [1, 1], max: [1, 1], mean: [1, 1], count: null, nonfinite: [0, 1] },
+    },
+  };
+  const tables = { metrics: { total: 8, segments: [bucket] } };
+  const series: Series = { run: "", x: "step", to_seq: 9, range: [0, 7], tables };
+  const diverged = run("diverged", new LineBook(NOTHING_LIVE, series, "step", 0));
+  const well = run("well", book([1, 2, 3, 4, 5], []));
+  for (const runs of [
+    [diverged, well],
+    [well, diverged],
+  ])
+    expect(deltas(loss, runs)[0]?.parts[0]?.placed).toEqual(new Set([5.5]));
+});

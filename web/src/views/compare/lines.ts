@@ -60,10 +60,11 @@ export function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
   const common = commonLine(spec, runs);
   const baseline = runs[0];
   if (!common || !baseline) return [];
-  const smooth = (run: Compared): { line: Polyline; marks: Mark[] }[] =>
+  const smooth = (run: Compared): { line: Polyline; marks: Mark[]; near: number[] }[] =>
     tracksOf(run, common).map((track) => ({
       line: shift(track.smooth, run.origin),
       marks: track.marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
+      near: track.marks.filter(({ x }) => track.placed.has(x)).map(({ x }) => x - run.origin),
     }));
   const against = smooth(baseline).toReversed(); // where attempts overlap, the latest one counts
   const notFinite = new Map(against.flatMap(({ marks }) => marks.map(({ x }) => [x, { x, value: Number.NaN }])));
@@ -72,7 +73,7 @@ export function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
     label: run.detail.id,
     color: run.color,
     dots: false,
-    parts: smooth(run).map(({ line, marks: own }) => {
+    parts: smooth(run).map(({ line, marks: own, near }) => {
       const points: [number, number][] = [];
       // What is not finite in either run is not finite in the difference: a gap with a mark, as in the run's own line.
       const marks = new Map(own.map((mark) => [mark.x, mark]));
@@ -86,7 +87,8 @@ export function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
       for (const x of marks.keys()) points.push([x, Number.NaN]);
       points.sort(([a], [b]) => a - b);
       const raw: Polyline = { x: points.map(([x]) => x), y: points.map(([, y]) => y) };
-      return { raw, smooth: null, marks: [...marks.values()].sort((a, b) => a.x - b.x) };
+      const placed = new Set([...near, ...against.flatMap((other) => other.near)]);
+      return { raw, smooth: null, marks: [...marks.values()].sort((a, b) => a.x - b.x), placed };
     }),
   }));
 }
