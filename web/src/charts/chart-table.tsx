@@ -2,7 +2,7 @@ import { useEffect, useState, type KeyboardEvent, type Ref } from "react";
 import { formatDuration, formatInteger, formatValue } from "../format";
 import type { ChartModel } from "./chart";
 import type { PlotLine } from "./content";
-import { measured, pointsWithin } from "./export";
+import { measured, rowsToTell } from "./export";
 
 const ROWS = 200;
 
@@ -27,17 +27,8 @@ export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKey
     const timer = setInterval(() => setContent({ ...model.content() }), 2_000);
     return () => clearInterval(timer);
   }, [model]);
-  const xs = pointsWithin(content, window);
-  const odd = new Set(
-    content.lines.flatMap((line) => line.parts.flatMap(({ marks }) => marks.slice(0, ROWS).map((mark) => mark.x))),
-  );
+  const { rows, near, points } = rowsToTell(content, window, ROWS);
   const values = content.lines.map(measured);
-  const near = new Set(content.lines.flatMap(({ parts }) => parts.flatMap(({ placed }) => [...(placed ?? [])])));
-  const [from, to] = window ?? content.range ?? [0, 0];
-  const kept = xs
-    .filter((x, index) => odd.has(x) || index === xs.length - 1 || index % Math.ceil(xs.length / ROWS) === 0)
-    .concat([...odd].filter((x) => near.has(x) && x >= from && x <= to))
-    .sort((a, b) => a - b);
   const cell = (line: PlotLine, index: number, x: number): number | null =>
     values[index]?.get(x) ?? line.parts.flatMap(({ marks }) => marks).find((mark) => mark.x === x)?.value ?? null;
   return (
@@ -50,7 +41,7 @@ export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKey
       onKeyDown={onKeyDown}
     >
       <table className="plain">
-        <caption className="hidden">{`${title}: ${kept.length} of ${xs.length} points`}</caption>
+        <caption className="hidden">{`${title}: ${rows.length} of ${points} points`}</caption>
         <thead>
           <tr>
             <th>{xName}</th>
@@ -62,7 +53,7 @@ export function ChartTable({ title, model, xName, timeOrigin, window, ref, onKey
           </tr>
         </thead>
         <tbody>
-          {kept.toReversed().map((x) => (
+          {rows.toReversed().map((x) => (
             <tr key={x}>
               <td className="num">
                 {near.has(x) && "near "}

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { EMPTY, type PlotContent, type PlotLine } from "./content";
-import { toCsv } from "./export";
+import { rowsToTell, toCsv } from "./export";
 
 const content: PlotContent = {
   ...EMPTY,
@@ -50,4 +50,15 @@ test("what is only drawn at an x, to show a bucket's extremes, was not measured 
   const part = { raw: { x: [1, 2, 3, 4], y: [5, 1, 9, 6] }, smooth: null, marks: [], placed: new Set([2, 3]) };
   const drawn = { ...content, lines: [{ ...line, label: "a", parts: [part] }] };
   expect(toCsv(drawn, null, "step", null)).toBe("step,a\n1,5\n4,6\n");
+});
+
+test("a table has one row for an x that one line was measured at and another is only drawn at", () => {
+  const [line] = content.lines as [PlotLine];
+  const nan = (x: number) => ({ x, value: Number.NaN });
+  const raw = (x: number[]) => ({ x, y: x.map(() => 1) });
+  const drawn = { raw: raw([1, 2, 3, 4]), smooth: null, marks: [nan(2), nan(3), nan(9)], placed: new Set([2, 3, 9]) };
+  const exact = { raw: raw([1, 2]), smooth: null, marks: [] };
+  const both = { ...content, lines: [{ ...line, parts: [drawn] }, { ...line, parts: [exact] }] };
+  expect(rowsToTell(both, null, 200)).toEqual({ rows: [1, 2, 3, 4], near: new Set([3]), points: 3 });
+  expect(rowsToTell(both, [1, 2], 1)).toEqual({ rows: [1, 2], near: new Set(), points: 2 });
 });

@@ -13,6 +13,28 @@ export function pointsWithin(content: PlotContent, window: [number, number] | nu
   return [...new Set(xs)].sort((a, b) => a - b);
 }
 
+/**
+ * The x of a table's rows, in order: about `most` of those at which something was measured, evenly chosen, and every one
+ * of what is not finite; `near`: those of them that no line was measured at, only somewhere about.
+ */
+export function rowsToTell(
+  content: PlotContent,
+  window: [number, number] | null,
+  most: number,
+): { rows: number[]; near: Set<number>; points: number } {
+  const xs = pointsWithin(content, window);
+  const measuredAt = new Set(xs);
+  const [from, to] = window ?? content.range ?? [0, 0];
+  const parts = content.lines.flatMap((line) => line.parts);
+  const odd = new Set(parts.flatMap(({ marks }) => marks.slice(0, most).map(({ x }) => x)));
+  const near = new Set(
+    [...odd].filter((x) => !measuredAt.has(x) && x >= from && x <= to && parts.some(({ placed }) => placed?.has(x))),
+  );
+  const every = Math.ceil(xs.length / most);
+  const chosen = xs.filter((x, index) => odd.has(x) || index === xs.length - 1 || index % every === 0);
+  return { rows: [...chosen, ...near].sort((a, b) => a - b), near, points: xs.length };
+}
+
 /** What was measured at each x, by the latest attempt there. */
 export function measured(line: PlotLine): Map<number, number> {
   const found = new Map<number, number>();

@@ -1,4 +1,6 @@
 // A run's curves from the server: reduced to what can be drawn, or every row of them, which a file is made from.
+import { useDebouncedValue } from "@mantine/hooks";
+import { useMemo } from "react";
 import { get, runPath } from "../api/client";
 import type { BucketColumn, Num, RawColumn, Segment, Series, Table } from "../api/types";
 import type { XAxis } from "./book";
@@ -17,6 +19,13 @@ export function fetchSeries(
     query.set("to", String(window[1] + margin));
   }
   return get<Series>(`${runPath(id)}/series?${query}`, signal);
+}
+
+/** The window once it has come to rest; null, all of it, until then where it was of another axis: asked for as a pair. */
+export function useSettled(x: XAxis, window: Window): Window {
+  const pair = useMemo(() => ({ x, window }), [x, window]);
+  const [settled] = useDebouncedValue(pair, 150);
+  return settled.x === x ? settled.window : null;
 }
 
 /** The server gives up to 4,000 rows of a table as they are, and with them each attempt's neighbours. */

@@ -32,17 +32,31 @@ export function decoded(part: string): string {
 
 /** Characters of a text that go into an address; servers refuse much longer ones. */
 const LONGEST = 2_000;
+/** The long texts of this page by their names, which no storage has to have room for. */
+const texts = new Map<string, string>();
 let puts = 0;
 
-/** What `putText` put there. */
+/** What `putText` put there; null as well where it was put in another tab: see `isElsewhere`. */
 export function getText(url: URLSearchParams, name: string): string | null {
-  return url.has(`${name}.kept`) ? sessionStorage.getItem(`limner.${name}`) : url.get(name);
+  if (!url.has(`${name}.kept`)) return url.get(name);
+  try {
+    return texts.get(name) ?? sessionStorage.getItem(`limner.${name}`);
+  } catch {
+    return null; // the browser keeps nothing for this page
+  }
+}
+
+/** Whether the address speaks of a text that this tab does not have. */
+export function isElsewhere(url: URLSearchParams, name: string): boolean {
+  return url.has(`${name}.kept`) && getText(url, name) === null;
 }
 
 /** The change of the address that holds a text; one that is too long is kept in this tab instead, for a reload. */
 export function putText(name: string, text: string | null): Record<string, string | null> {
   if (text === null || text.length <= LONGEST) return { [name]: text, [`${name}.kept`]: null };
+  texts.set(name, text);
   try {
+    sessionStorage.removeItem(`limner.${name}`); // else an older text would come back where this one has no room
     sessionStorage.setItem(`limner.${name}`, text);
   } catch {
     // there is no room: it is on the page, but will not outlive a reload

@@ -1,36 +1,26 @@
 import { SegmentedControl } from "@mantine/core";
-import { useDebouncedValue } from "@mantine/hooks";
 import { queryOptions, useQueries, type UseQueryResult } from "@tanstack/react-query";
-import { useMemo, useState, type ReactNode } from "react";
+import { useEffect, useMemo, useState, type ReactNode } from "react";
 import { Link } from "wouter";
 import { ApiError, get, runPath } from "../../api/client";
 import type { RunDetail, Segment, Series } from "../../api/types";
 import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { Cursor } from "../../charts/cursor";
-import { fetchRows, fetchSeries } from "../../charts/fetch";
-import { COLORS, chartsFor, lossKind, type ChartLine, type ChartSpec } from "../../charts/groups";
-import type { PlotContent, PlotLine, Window } from "../../charts/content";
+import { fetchRows, fetchSeries, useSettled } from "../../charts/fetch";
+import { COLORS, chartsFor, lossKind, type ChartSpec } from "../../charts/groups";
+import type { PlotContent, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
-import { interpolate, pointsOf, type Mark, type Polyline, type Track } from "../../charts/track";
+import { pointsOf, type Track } from "../../charts/track";
 import { StatusPill, Waiting } from "../../ui/pieces";
 import { useUrl } from "../../ui/url";
 import { useDoubt } from "../../ui/doubt";
+import { commonLine, deltas, originOf, overlay, tracksOf, type Compared } from "./lines";
 import { ChangedSettings, Results } from "./tables";
 import "./compare.css";
 
 const REFRESH_MS = 5_000;
 const POINTS = 500;
-
-export interface Compared {
-  detail: RunDetail;
-  book: LineBook;
-  /** Of the whole run, while the book may hold a part of it. */
-  range: Window;
-  color: string;
-  /** As `originOf` says. */
-  origin: number;
-}
 
 interface Read {
   detail: RunDetail;
@@ -50,14 +40,20 @@ const comparedQuery = (id: string) =>
     refetchInterval: ({ state }) => (state.data?.detail.status === "completed" ? false : REFRESH_MS),
   });
 
-/** The same of a window, where all of the run has been reduced. */
-const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window) =>
+/** The same of a window, where all of the run has been reduced. `held`: each run's last answer, until the next one. */
+const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window, held: Map<string, Series>) =>
   queryOptions({
     queryKey: ["run", detail.id, "compared", x, window],
-    queryFn: ({ signal }) => {
+    queryFn: async ({ signal }) => {
       const origin = originOf(detail, x);
       const own: Window = window && [window[0] + origin, window[1] + origin];
-      return fetchSeries(detail.id, { x, window: own, points: POINTS }, signal);
+      const closer = await fetchSeries(detail.id, { x, window: own, points: POINTS }, signal);
+      held.set(detail.id, closer);
+      return closer;
+    },
+    placeholderData: () => {
+      const last = window ? held.get(detail.id) : undefined;
+      return last?.x === x ? last : undefined;
     },
     enabled: window !== null && Object.values(series.tables).some(({ segments }) => segments.some(isReduced)),
     refetchInterval: detail.status === "completed" ? false : REFRESH_MS,
@@ -65,11 +61,6 @@ const closerQuery = ({ detail, series }: Read, x: XAxis, window: Window) =>
   });
 
 const isReduced = ({ bucket }: Segment): boolean => bucket > 1;
-
-/** Subtracted from x, so that all runs begin together on the time axis. */
-function originOf(detail: RunDetail, x: XAxis): number {
-  return x === "time" ? (detail.started ?? detail.created) : 0;
-}
 
 interface Trouble {
   /** The run's place among those that were asked for. */
@@ -89,8 +80,12 @@ function combine(results: UseQueryResult<Read>[]): { found: Read[]; troubles: Tr
 
 /** Of each run what there is of the window, once it has come to rest; undefined where the whole is all there is. */
 function useCloser(found: Read[], x: XAxis, window: Window): (Series | undefined)[] {
-  const [settled] = useDebouncedValue(window, 150);
-  return useQueries({ queries: found.map((run) => closerQuery(run, x, settled)), combine: dataOf });
+  const settled = useSettled(x, window);
+  const [held] = useState(() => new Map<string, Series>()); // useQueries itself holds nothing from one key to the next
+  useEffect(() => {
+    if (!settled) held.clear();
+  }, [settled, held]);
+  return useQueries({ queries: found.map((run) => closerQuery(run, x, settled, held)), combine: dataOf });
 }
 
 const dataOf = (results: UseQueryResult<Series>[]): (Series | undefined)[] => results.map(({ data }) => data);
@@ -113,11 +108,10 @@ export default function Compare() {
       const origin = originOf(detail, x);
       const whole = new LineBook(NOTHING_LIVE, series, x, smoothing);
       const near = closer[index];
-      const range = whole.range();
       return {
         detail,
         book: near ? new LineBook(NOTHING_LIVE, near, x, smoothing) : whole,
-        range: range && [range[0] - origin, range[1] - origin],
+        whole,
         color: COLORS[places.indexOf(detail.id)] as string,
         origin,
       };
@@ -281,7 +275,7 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
   const linesOf = delta ? deltas : overlay;
   const lines = useMemo(() => linesOf(spec, runs), [linesOf, spec, runs]);
   const model = useMemo((): ChartModel => {
-    const ends = runs.flatMap((run) => run.range ?? []);
+    const ends = runs.flatMap(({ whole, origin }) => whole.range()?.map((end) => end - origin) ?? []);
     const range: Window = ends.length ? [Math.min(...ends), Math.max(...ends)] : null;
     const references = delta ? [{ label: "baseline", value: 0 }] : [];
     const content = (drawn = lines): PlotContent => ({
@@ -293,7 +287,10 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
       stacked: false,
       zero: spec.zero ?? false,
     });
-    const tracks = (run: Compared): Track[] => spec.lines.slice(0, 1).flatMap((line) => tracksOf(run, line));
+    const tracks = (run: Compared): Track[] => {
+      const line = commonLine(spec, delta ? runs : [run]);
+      return line ? tracksOf(run, line) : [];
+    };
     const own = (run: Compared, window: Window): Window => window && [window[0] + run.origin, window[1] + run.origin];
     return {
       content: () => content(),
@@ -335,74 +332,4 @@ function OverlayChart({ id, spec, delta, runs, smoothing, cursor, x, ...rest }: 
       {...rest}
     />
   );
-}
-
-/** None of a training loss that is of another kind than the line: it belongs to another chart. */
-function tracksOf({ book, detail }: Compared, line: ChartLine): Track[] {
-  return line.of && line.of !== lossKind(detail) ? [] : book.tracks(line);
-}
-
-function overlay(spec: ChartSpec, runs: Compared[]): PlotLine[] {
-  return runs.flatMap((run) =>
-    spec.lines.flatMap((line): PlotLine[] => {
-      const tracks = tracksOf(run, line);
-      if (!tracks.length) return [];
-      const suffix = spec.lines.length > 1 ? ` · ${line.label}` : "";
-      return [
-        {
-          id: `${run.detail.id}/${line.table}/${line.key}`,
-          label: run.detail.id + suffix,
-          color: run.color,
-          dots: line.dots ?? false,
-          ...(line.table === "validation" && spec.lines.length > 1 ? { dash: [4, 3] } : {}),
-          parts: tracks.map(({ raw, smooth, marks, placed }) => ({
-            raw: shift(raw, run.origin),
-            smooth: spec.smoothed && line.table === "metrics" ? shift(smooth, run.origin) : null,
-            marks: marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
-            placed: new Set([...placed].map((at) => at - run.origin)),
-          })),
-        },
-      ];
-    }),
-  );
-}
-
-/** Each run's smoothed loss in training (else in validation, where that is what all have), less the first run's. */
-function deltas(spec: ChartSpec, runs: Compared[]): PlotLine[] {
-  const common = spec.lines.find((line) => runs.every((run) => tracksOf(run, line).length)) ?? spec.lines[0];
-  const baseline = runs[0];
-  if (!common || !baseline) return [];
-  const smooth = (run: Compared): { line: Polyline; marks: Mark[] }[] =>
-    tracksOf(run, common).map((track) => ({
-      line: shift(track.smooth, run.origin),
-      marks: track.marks.map((mark) => ({ ...mark, x: mark.x - run.origin })),
-    }));
-  const against = smooth(baseline).toReversed(); // where attempts overlap, the latest one counts
-  const notFinite = new Map(against.flatMap(({ marks }) => marks.map(({ x }) => [x, { x, value: Number.NaN }])));
-  return runs.slice(1).map((run) => ({
-    id: `${run.detail.id}/delta`,
-    label: run.detail.id,
-    color: run.color,
-    dots: false,
-    parts: smooth(run).map(({ line, marks: own }) => {
-      const points: [number, number][] = [];
-      // What is not finite in either run is not finite in the difference: a gap with a mark, as in the run's own line.
-      const marks = new Map(own.map((mark) => [mark.x, mark]));
-      line.x.forEach((at, index) => {
-        const mark = notFinite.get(at);
-        if (mark) marks.set(at, mark);
-        const other = against.map((candidate) => interpolate(candidate.line, at)).find((value) => value !== null);
-        if (mark || other === undefined || other === null) return;
-        points.push([at, (line.y[index] as number) - other]);
-      });
-      for (const x of marks.keys()) points.push([x, Number.NaN]);
-      points.sort(([a], [b]) => a - b);
-      const raw: Polyline = { x: points.map(([x]) => x), y: points.map(([, y]) => y) };
-      return { raw, smooth: null, marks: [...marks.values()].sort((a, b) => a.x - b.x) };
-    }),
-  }));
-}
-
-function shift(line: Polyline, origin: number): Polyline {
-  return origin ? { x: line.x.map((x) => x - origin), y: line.y } : line;
 }

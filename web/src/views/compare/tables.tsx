@@ -1,7 +1,7 @@
 import { useState } from "react";
 import { Switch } from "@mantine/core";
 import { formatDuration, formatValue, metricName, toNumber } from "../../format";
-import type { Compared } from "./compare";
+import type { Compared } from "./lines";
 
 /** Where each run stands, and how far from the first one. */
 export function Results({ runs }: { runs: Compared[] }) {

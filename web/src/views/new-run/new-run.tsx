@@ -8,7 +8,7 @@ import type { CatalogueEntry, Plan, Problem, RunSummary, SchemaNode } from "../.
 import { Icon } from "../../ui/icons";
 import { Failure, Waiting } from "../../ui/pieces";
 import { copyCommand, say, sayError } from "../../ui/toast";
-import { getText, putText, useUrl } from "../../ui/url";
+import { getText, isElsewhere, putText, useUrl } from "../../ui/url";
 import { FieldInput } from "./field-input";
 import { SECTIONS, fieldsOf, same, type Field, type Section as SectionName } from "./fields";
 import { SchedulePreview } from "./schedule-preview";
@@ -131,6 +131,11 @@ function Form({ verb, verbs, schema, given, onVerb }: FormProps) {
             />
           )}
         </div>
+        {isElsewhere(url, "c") && (
+          <div className="notice" role="alert">
+            The settings of this address were kept in another tab.
+          </div>
+        )}
         <Presets
           verb={verb}
           changes={changes}

@@ -5,7 +5,7 @@ import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from 
 import { LineBook, NOTHING_LIVE, nameOf, type XAxis } from "../../charts/book";
 import { Chart, type ChartModel } from "../../charts/chart";
 import { useHeldStep } from "../../charts/cursor";
-import { fetchRows, fetchSeries } from "../../charts/fetch";
+import { fetchRows, fetchSeries, useSettled } from "../../charts/fetch";
 import { chartsFor, lossKind, type ChartSpec } from "../../charts/groups";
 import type { PlotContent, Window } from "../../charts/content";
 import { SmoothingSlider, useSmoothing } from "../../charts/smoothing";
@@ -235,14 +235,14 @@ function useSeries(id: string, store: RunStore, specs: ChartSpec[], x: XAxis, wi
   const based = whole.data?.tables.metrics?.total ?? 0;
   const reduced = useSyncExternalStore(store.subscribe, () => based + store.metrics.rows > ALL_THERE);
   const full = useSyncExternalStore(store.subscribe, () => store.metrics.rows > MANY_ROWS);
-  const [settled] = useDebouncedValue(window, 150);
+  const settled = useSettled(x, window);
   const detail = useQuery({
     queryKey: ["run", id, "series", x, wanted, settled, store.key, store.skips, epoch],
     queryFn: ({ signal }) => fetchSeries(id, { x, metrics: wanted, window: settled, points: BUCKETS }, signal),
     enabled: settled !== null && reduced,
     staleTime: Number.POSITIVE_INFINITY,
     gcTime: 0,
-    placeholderData: keepPreviousData,
+    placeholderData: (held, query) => (query?.queryKey[3] === x ? held : undefined),
   });
   const base = settled && reduced ? (detail.data ?? whole.data) : whole.data;
   useEffect(() => {

@@ -140,7 +140,7 @@ function Output() {
         const part = await ask(`offset=${from}`);
         const begun = offset === null && from > 0 ? part.text.indexOf("\n") + 1 : 0; // in mid-line
         offset = part.offset;
-        behind = offset < part.size;
+        behind = part.text !== "" && offset < part.size; // half a letter at the end is held back until it is whole
         if (part.text) setText((held) => overwritten(held + part.text.slice(begun)).slice(-MOST_CHARACTERS));
         setProblem(null);
       } catch (error) {
