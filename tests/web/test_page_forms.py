@@ -112,6 +112,11 @@ def test_what_was_typed_outlives_another_verb_and_a_reload(page: Any, tried: Ser
     page.reload()
     expect(page.locator("pre.command")).to_contain_text("--corpus")
     assert page.get_by_label("Corpus", exact=True).input_value() == long
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    expect(page.get_by_role("alert")).to_have_text("The settings of this address were kept in another tab.")
+    field(page, "steps").locator("input").fill("302")
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_run_like_one_that_is_gone_says_so(page: Any, server: Server) -> None:

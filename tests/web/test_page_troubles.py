@@ -79,6 +79,17 @@ def test_the_log_is_followed_as_it_stands(page: Any, troubled: Server) -> None:
     with open(log, "ab") as more:
         more.write(b" part two\n1 of 2\r2 of 2")
     page.wait_for_function(shown, arg="begin\n 20 %\npart one part two\n2 of 2")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with open(log, "ab") as more:
+        more.write(b"\ncaf\xc3")  # half a letter
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one part two\n2 of 2\ncaf")
+    asked.clear()
+    page.wait_for_timeout(2_000)
+    assert len([url for url in asked if "/log?" in url]) <= 3, "once a second"
+    with open(log, "ab") as more:
+        more.write(b"\xa9")
+    page.wait_for_function(shown, arg="begin\n 20 %\npart one part two\n2 of 2\ncaf\xe9")
 
 
 def test_a_failed_run_is_over(page: Any, troubled: Server) -> None:
@@ -412,6 +423,15 @@ def test_a_zoomed_comparison_asks_for_more_points(page: Any, long: Server) -> No
     for _ in range(4):
         page.keyboard.press("+")
     expect(status).to_have_text("")  # every point of a sixteenth of it
+    late: list[Any] = []
+    page.route("**/runs/long/series?*x=step*", lambda route: late.append(route))
+    page.keyboard.press("+")
+    while not late:
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(500)
+    expect(status).to_have_text("", timeout=100)  # the curve of before, not the coarse one, until the next is there
+    for route in late:
+        route.continue_()
     page.keyboard.press("0")
     expect(status).to_contain_text("of 5,000 points")
 
