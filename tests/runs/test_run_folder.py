@@ -127,7 +127,10 @@ def damage(path: Path, line: int) -> None:
     path.write_bytes(b"\n".join(lines))
 
 
-@pytest.mark.parametrize("odd", [b"\0" * 80, b"{}", b'{"seq":7}', b"[" * 100_000, b'{"seq":"7"}', b"\xff"])
+HUGE = b'{"seq":2,"attempt":1,"step":%d,"time":1,"type":"metrics"}' % (10**30)
+
+
+@pytest.mark.parametrize("odd", [b"\0" * 80, b"{}", b'{"seq":7}', b"[" * 100_000, b'{"seq":"7"}', b"\xff", HUGE])
 def test_a_damaged_line_is_passed_over(run: Run, capsys: pytest.CaptureFixture[str], odd: bytes) -> None:
     writer = EventWriter(run.events_path)
     for step in range(4):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from limner.runs.events import EVENT_TYPES, Event, decode_number
+from limner.runs.events import EVENT_TYPES, Event, decode_number, is_event
 from limner.runs.pyramid import Grower, Pyramid
 from limner.runs.state import STATUS_EVENTS, Told
 
@@ -334,12 +334,9 @@ def _parse(lines: list[bytes]) -> list[Event] | None:
     """The events of these lines; None: not all of them are events."""
     try:
         events = from_json(b"[" + b",".join(lines) + b"]", cache_strings="keys")
-        heads = [list(map(itemgetter(name), events)) for name in ("seq", "attempt", "step", "time", "type")]
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         return None
-    kinds = [set(map(type, column)) for column in heads]
-    whole = kinds[0] == kinds[1] == kinds[2] == {int} and kinds[3] <= {float, int} and kinds[4] == {str}
-    return events if whole and len(events) == len(lines) else None
+    return events if len(events) == len(lines) and all(map(is_event, events)) else None
 
 
 def _parse_one(line: bytes) -> Event | None:
