@@ -30,6 +30,7 @@ from limner.runs import (
     list_runs,
     send_command,
 )
+from limner.runs.folder import default_name, free_name
 from limner.runs.state import RunState, process_identity
 
 
@@ -126,7 +127,10 @@ def damage(path: Path, line: int) -> None:
     path.write_bytes(b"\n".join(lines))
 
 
-@pytest.mark.parametrize("odd", [b"\0" * 80, b"{}", b'{"seq":7}', b"[" * 100_000, b'{"seq":"7"}', b"\xff"])
+HUGE = b'{"seq":2,"attempt":1,"step":%d,"time":1,"type":"metrics"}' % (10**30)
+
+
+@pytest.mark.parametrize("odd", [b"\0" * 80, b"{}", b'{"seq":7}', b"[" * 100_000, b'{"seq":"7"}', b"\xff", HUGE])
 def test_a_damaged_line_is_passed_over(run: Run, capsys: pytest.CaptureFixture[str], odd: bytes) -> None:
     writer = EventWriter(run.events_path)
     for step in range(4):
@@ -330,6 +334,16 @@ def test_names_stay_inside_the_folder(tmp_path: Path, run: Run) -> None:
         find_run("onee", tmp_path / "runs")
     assert [found.name for found in list_runs(tmp_path / "runs")] == ["one"]
     assert run.config["config"] == {"lr": 0.1} and "torch" in run.config["versions"]
+
+
+def test_names_that_are_made_up_are_no_longer_than_a_name_may_be(tmp_path: Path) -> None:
+    name = "漢" * 76 + "ab"  # 230 bytes
+    for _ in range(2):
+        create_run(tmp_path, free_name(tmp_path, name), "train", {})
+    for letter in "x漢\U00020000":
+        create_run(tmp_path, default_name(tmp_path, "pretrain", letter * 60), "train", {})
+        create_run(tmp_path, default_name(tmp_path, "pretrain", letter * 60), "train", {})
+    assert len(list_runs(tmp_path)) == 8
 
 
 def test_readers_and_the_command_line_import_no_torch(tmp_path: Path, run: Run) -> None:

@@ -96,6 +96,19 @@ def test_a_number_far_ahead_is_damage(log: Path) -> None:
     assert (index.last_seq, index.damaged_lines) == (3, 1)
 
 
+def test_what_stands_for_lost_events_is_bounded(log: Path) -> None:
+    event = {"seq": 1, "attempt": 1, "step": 1, "time": 1.0, "type": "heartbeat"}
+    log.write_text("".join(json.dumps(event | {"seq": 4000 * k}) + "\n" for k in range(1, 101)))
+    index = RunIndex(log)
+    index.update()
+    assert (index.last_seq, index.damaged_lines) == (8000, 98)
+    assert [json.loads(line)["seq"] for line in index.lines(1, 9000)] == list(range(1, 8001))
+    assert 1_000_000 < index.nbytes < 10_000_000
+    with open(log, "a") as file:  # who goes on behind the last whole number is understood
+        file.write(json.dumps(event | {"seq": 8001}) + "\n")
+    assert index.update() == 1
+
+
 def test_ranges_types_and_bytes(log: Path) -> None:
     writer, index = EventWriter(log), RunIndex(log)
     for k in range(1000):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import time
 from functools import partial
@@ -251,6 +252,55 @@ def test_one_odd_run_hides_no_other_and_stops_no_queue(
     assert error.status_code == 503 and error.json()["error"]["code"] == "unavailable"
     order = {"verb": "pretrain", "name": "next", "config": {"device": "cpu", "steps": 2}}
     assert client.post("/api/runs", json=order).json()["status"] == "running"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"time": 10**400},
+        {"step": 10**30},
+        {"type": "start", "total_steps": 10**400, "steps_per_epoch": 1},
+        {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": 10**400},
+    ],
+)
+def test_a_number_beyond_all_bounds_stops_neither_list_nor_queue(
+    client: TestClient, runs_dir: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, Any]
+) -> None:
+    write_run(runs_dir, "good", [1.0])
+    run = create_run(runs_dir, "odd", "pretrain", {})
+    event = {"seq": 1, "attempt": 1, "step": 0, "time": time.time(), "type": "progress", "host": "h", "pid": 1}
+    run.events_path.write_text(json.dumps(event | odd) + "\n")
+    answer = client.get("/api/runs").json()
+    named = [found["id"] for found in answer["runs"]] + [left["name"] for left in answer["left_out"]]
+    assert sorted(named) == ["good", "odd"]
+    assert client.get("/api/queue").status_code == 200
+    assert main(["runs", "list", "--json", "--runs-dir", str(runs_dir)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    order = {"verb": "pretrain", "name": "next", "config": {"device": "cpu", "steps": 2}}
+    assert client.post("/api/runs", json=order).json()["status"] == "running"
+
+
+def test_whatever_one_run_is_the_queue_goes_on(
+    client: TestClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def odd(self: Run, told: Any = None) -> None:
+        raise ZeroDivisionError(self.name)
+
+    write_run(runs_dir, "odd", [1.0])
+    monkeypatch.setattr(Run, "state", odd)
+    for _ in range(3):
+        assert client.app.state.launcher.busy_devices() == {}  # type: ignore[attr-defined]
+    assert len([record for record in caplog.records if "cannot be told" in record.message]) == 1
+
+
+def test_a_look_at_the_queue_takes_nothing_out_of_the_notice(
+    client: TestClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = create_run(runs_dir, "odd", "pretrain", {})
+    EventWriter(odd.events_path).write("start", 0, total_steps="x", steps_per_epoch=[1])
+    monkeypatch.setattr(watch.Runs, "forget_idle", watch.Runs.all)  # as the queue's thread does, at any time
+    (left,) = client.get("/api/runs").json()["left_out"]
+    assert left["name"] == "odd" and "\n" not in left["message"] and "http" not in left["message"]
 
 
 def test_a_binary_message_is_answered(client: TestClient, runs_dir: Path) -> None:

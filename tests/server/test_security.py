@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import BEARER, TOKEN, ServerProcess, write_run
@@ -17,6 +19,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from limner.config.serve import ServeConfig
+from limner.server import security
+from limner.server.app import create_server
 from limner.server.security import read_token
 
 
@@ -256,6 +260,15 @@ def test_token_file_is_the_users_alone(tmp_path: Path) -> None:
     assert len(token) >= 32 and read_token(tmp_path) == token
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
     assert read_token(tmp_path, new=True) != token
+
+
+def test_a_runs_folder_that_cannot_be_written_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(security, "write_whole", refused)
+    server = create_server(ServeConfig(runs_dir=tmp_path))
+    assert len(server.token) >= 32 and not (tmp_path / ".server" / "token").exists()
 
 
 def test_a_weak_token_is_refused() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from toy import ToyConfig, ToyTask
 
 from limner import device as hardware
-from limner.runs import Run, Status, send_command
+from limner.runs import Run, Status, create_run, send_command
 from limner.training import checkpoints
 from limner.training.journal import Journal
 from limner.training.meter import Meter
@@ -335,6 +335,17 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path: Path) -> None
         run(ToyConfig(runs_dir=tmp_path, name="other", checkpoints_dir=states, lr=1.0))
     assert [path.name for path in tmp_path.iterdir() if (path / "config.json").is_file()] == ["one"]
     assert done.run.state().status is Status.COMPLETED
+
+
+def test_a_queued_run_does_not_go_on_from_a_deleted_runs_checkpoints(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    run(ToyConfig(runs_dir=tmp_path, name="gone", checkpoints_dir=states)).run.delete()
+    config = ToyConfig(runs_dir=tmp_path, name="queued", checkpoints_dir=states)
+    queued = create_run(tmp_path, "queued", "toy", json.loads(config.model_dump_json()))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="holds the checkpoints of another run"):
+            run(config)
+    assert not any(event["type"] == "start" for event in queued.events())
 
 
 def test_checkpoints_elsewhere_are_found_from_anywhere_and_belong_to_one_run(

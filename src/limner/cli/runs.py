@@ -96,7 +96,7 @@ def _row(one: Run) -> dict[str, Any]:
     """`_summary`; of a run whose folder is not in order, why: it must not hide the others."""
     try:
         return _summary(one)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         told = {"name": one.name, "status": "unreadable", "step": 0, "resumable": False}
         unknown = dict.fromkeys(("total_steps", "loss", "best", "model"))
         return told | unknown | {"detail": f"{type(error).__name__}: {error}"}

@@ -35,6 +35,7 @@ EVENT_TYPES = (
     "note",
 )
 
+_INT64 = 2**63
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -137,13 +138,16 @@ def _repair(path: Path) -> Event | None:
     return None
 
 
-_HEAD: dict[str, type | tuple[type, ...]] = {
-    "seq": int,
-    "attempt": int,
-    "step": int,
-    "time": (int, float),
-    "type": str,
-}
+def is_event(value: Any) -> bool:
+    """Whether what a line holds is a whole event, its integers within 64 bits and its time one that can be."""
+    if type(value) is not dict:
+        return False
+    for name in ("seq", "attempt", "step"):
+        number = value.get(name)
+        if type(number) is not int or not -_INT64 <= number < _INT64:
+            return False
+    at = value.get("time", math.nan)
+    return type(at) in (int, float) and -1e12 < at < 1e12 and type(value.get("type")) is str
 
 
 def _event_of(line: bytes) -> Event | None:
@@ -152,9 +156,7 @@ def _event_of(line: bytes) -> Event | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in _HEAD.items()):
-        return event
-    return None
+    return event if is_event(event) else None
 
 
 class EventReader:

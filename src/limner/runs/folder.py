@@ -255,8 +255,8 @@ def check_name(name: str) -> str:
 
 def default_name(runs_dir: Path, verb: str, subject: str) -> str:
     """The name of a run that was given none: verb, subject (its data set, say) and date."""
-    letters = (letter if letter.isalnum() or letter in "._+-" else "-" for letter in subject[:60])
-    parts = (verb, "".join(letters).strip("-._"), time.strftime("%Y%m%d-%H%M%S"))
+    letters = "".join(letter if letter.isalnum() or letter in "._+-" else "-" for letter in subject)
+    parts = (verb, _cut(letters, 60, _NAME_BYTES - 60).strip("-._"), time.strftime("%Y%m%d-%H%M%S"))
     return free_name(runs_dir, "-".join(filter(None, parts)))
 
 
@@ -265,8 +265,13 @@ def free_name(runs_dir: Path, name: str) -> str:
     candidate, number = name, 1
     while (runs_dir / candidate).exists():
         number += 1
-        candidate = f"{name[:120]}-{number}"
+        candidate = f"{_cut(name, 120, _NAME_BYTES - 6)}-{number}"
     return candidate
+
+
+def _cut(name: str, letters: int, size: int) -> str:
+    """The beginning of ``name``: at most so many letters, and ``size`` bytes."""
+    return name[:letters].encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def create_run(runs_dir: Path | str, name: str, verb: str, config: dict[str, Any]) -> Run:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from limner.runs.events import EVENT_TYPES, Event, decode_number
+from limner.runs.events import EVENT_TYPES, Event, decode_number, is_event
 from limner.runs.pyramid import Grower, Pyramid
 from limner.runs.state import STATUS_EVENTS, Told
 
@@ -30,7 +30,9 @@ _BLOCK = 1 << 20
 _LINES = 256
 """Lines parsed at a time: their objects then fit the processor's cache (four times as fast as one big array)."""
 MOST_LOST = 10_000
-"""Numbers that may lack in one place of a damaged log; an event further ahead is taken for damaged itself."""
+"""Numbers that may lack in a damaged log; an event that would lack more is taken for damaged itself."""
+_LOST_BYTES = 260
+"""What one of them takes in memory, about."""
 _TYPE_CODES = {name: code for code, name in enumerate(EVENT_TYPES)}
 _OTHER = 255
 
@@ -113,7 +115,8 @@ class RunIndex:
 
     @property
     def nbytes(self) -> int:
-        return self._offsets.nbytes + self._types.nbytes + sum(table.nbytes for table in self.tables.values())
+        numbers = self._offsets.nbytes + self._types.nbytes + _LOST_BYTES * len(self._lost)
+        return numbers + sum(table.nbytes for table in self.tables.values())
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class RunIndex:
             events, kept = [], list[int]()
             for k, line in enumerate(lines):
                 event = _parse_one(line)
-                if event is None or not 0 <= event["seq"] - expected - len(events) <= MOST_LOST:
+                if event is None or not 0 <= event["seq"] - expected - len(events) <= MOST_LOST - len(self._lost):
                     self.damaged_lines += 1
                     continue
                 while (seq := expected + len(events)) < event["seq"]:
@@ -334,12 +337,9 @@ def _parse(lines: list[bytes]) -> list[Event] | None:
     """The events of these lines; None: not all of them are events."""
     try:
         events = from_json(b"[" + b",".join(lines) + b"]", cache_strings="keys")
-        heads = [list(map(itemgetter(name), events)) for name in ("seq", "attempt", "step", "time", "type")]
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         return None
-    kinds = [set(map(type, column)) for column in heads]
-    whole = kinds[0] == kinds[1] == kinds[2] == {int} and kinds[3] <= {float, int} and kinds[4] == {str}
-    return events if whole and len(events) == len(lines) else None
+    return events if len(events) == len(lines) and all(map(is_event, events)) else None
 
 
 def _parse_one(line: bytes) -> Event | None:

@@ -141,7 +141,7 @@ def process_alive(identity: dict[str, Any], last_event_time: float) -> bool:
         process = psutil.Process(int(identity["pid"]))
         same = abs(process.create_time() - float(identity["pid_started"])) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
+    except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
         return False
 
 

@@ -55,6 +55,8 @@ class Launcher:
         self._children: dict[str, tuple[subprocess.Popen[bytes], Launch]] = {}
         self._queue = self._load()
         self._failure: str | None = None
+        self._unclear: set[str] = set()
+        """Runs whose device could not be told, which the log has said."""
         self._task: asyncio.Task[None] | None = None
         runs.position = self.position
 
@@ -129,11 +131,13 @@ class Launcher:
                 watched.index.update()
                 told = watched.index.told
                 state = watched.run.state(told)
-            except OSError:  # `Runs.summaries` tells of it
-                continue
-            process = newest_process(told, Launch.load(watched.run.path)) or {}
-            if state.status.active and process.get("host") == socket.gethostname():
-                busy[str(state.device or "cpu").split(":")[0]] = watched.run.name
+                process = newest_process(told, Launch.load(watched.run.path)) or {}
+                if state.status.active and process.get("host") == socket.gethostname():
+                    busy[str(state.device or "cpu").split(":")[0]] = watched.run.name
+            except Exception as error:  # whatever one run is, the queue goes on
+                if watched.run.name not in self._unclear:
+                    log.warning("What run '%s' works on cannot be told: %r", watched.run.name, error)
+                self._unclear.add(watched.run.name)
         return busy
 
     def _start(self, waiting: Waiting) -> None:

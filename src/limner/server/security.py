@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -30,6 +31,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("limner.server")
 
 PUBLIC = frozenset({"/api/health", "/api/session"})
 """What needs no token. The page's files need none either: they hold nothing of the user's."""
@@ -65,18 +68,17 @@ _HEADERS = [
 
 
 def read_token(state_dir: Path, new: bool = False) -> str:
-    """The server's secret: random, made once, readable by the user alone, and kept with the runs."""
+    """The server's secret: random, made once, readable by the user alone, and kept with the runs where that can be
+    (a folder that cannot be written: it is good for this start only)."""
     path = state_dir / "token"
-    if not new:
-        try:
-            token = path.read_text().strip()
-            if len(token) >= 16:
-                return token
-        except FileNotFoundError:
-            token = ""  # the first start here
     token = secrets.token_urlsafe(24)
-    state_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, token, mode=0o600)
+    try:
+        if not new and path.exists() and len(kept := path.read_text().strip()) >= 16:
+            return kept
+        state_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, token, mode=0o600)
+    except OSError as error:
+        log.warning("The token cannot be kept (%s); this start's is good for no other.", error)
     return token
 
 

@@ -233,8 +233,7 @@ async def watch_run(socket: WebSocket, id: str) -> None:
 @router.websocket("/ws/training")
 async def watch_current(socket: WebSocket) -> None:
     """The older form: the current run, told from its beginning where the client does not say from where."""
-    summaries: list[RunSummary] = await asyncio.to_thread(socket.app.state.runs.summaries)
-    found = current_run(summaries)
+    found = current_run((await asyncio.to_thread(socket.app.state.runs.summaries))[0])
     if found is None:
         await socket.accept()
         await socket.close(4404, "there is no run yet")

@@ -84,8 +84,6 @@ class Runs:
         position: Callable[[str], int | None] = lambda name: None,
     ) -> None:
         self.runs_dir, self.recorded_dir, self.position = runs_dir, recorded_dir, position
-        self.left_out: dict[str, str] = {}
-        """Folders that `all` or `summaries` found and cannot show, and why. Never changed in place."""
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -116,17 +114,20 @@ class Runs:
 
     def all(self) -> list[Watched]:
         """Every run, newest first."""
+        return self._all()[0]
+
+    def _all(self) -> tuple[list[Watched], dict[str, str]]:
+        """Every run, newest first; and folders that cannot be shown, with why."""
         roots = [root for root in (self.runs_dir, self.recorded_dir) if root is not None]
         found = {run.name: run for root in reversed(roots) for run in list_runs(root)}
-        watched, left_out = [], {}
+        watched, left_out = [], dict[str, str]()
         for name, run in found.items():
             try:
                 watched.append(self.find(name))
             except Refusal as refusal:
                 if (run.path / "config.json").is_file():  # else it has been deleted since
                     left_out[name] = _misnamed(name) or refusal.detail.message
-        self.left_out = left_out
-        return watched
+        return watched, left_out
 
     def update(self, watched: Watched) -> RunSummary:
         """Reads what is new of a run, and tells what it is doing. A long log is read beside, its first time."""
@@ -143,8 +144,9 @@ class Runs:
             watched.summary = summarize(watched.run, watched.index, position, watched.recorded)
         except FileNotFoundError:  # deleted under our hands
             raise Refusal("not_found", f"The run '{watched.run.name}' has been deleted.", field="id") from None
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            message = f"The log of run '{watched.run.name}' holds what no run says: {type(error).__name__}: {error}"
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+            why = str(error).partition("\n")[0]
+            message = f"The log of run '{watched.run.name}' holds what no run says: {type(error).__name__}: {why}"
             raise Refusal("unavailable", message, field="id") from error
         watched.stamp = stamp
         return watched.summary
@@ -172,10 +174,11 @@ class Runs:
             await asyncio.to_thread(watched.index.update)
         return watched, await asyncio.to_thread(self.update, watched)
 
-    def summaries(self) -> list[RunSummary]:
-        """Of all runs, newest first."""
+    def summaries(self) -> tuple[list[RunSummary], dict[str, str]]:
+        """Of all runs, newest first; and folders that cannot be shown, with why."""
+        runs, left_out = self._all()
         found = []
-        for watched in self.all():
+        for watched in runs:
             try:
                 found.append(self.update(watched))
                 watched.trouble = ""
@@ -184,9 +187,9 @@ class Runs:
                     log.warning("Run '%s' is left out of the list: %s", watched.run.name, trouble)
                 watched.trouble = trouble
                 if watched.run.path.is_dir():
-                    self.left_out = self.left_out | {watched.run.name: trouble}
+                    left_out[watched.run.name] = trouble
         self.forget_idle()
-        return sorted(found, key=lambda summary: -summary.created)
+        return sorted(found, key=lambda summary: -summary.created), left_out
 
     def forget_idle(self) -> None:
         """Drops the least recently used indexes that are more than the memory has room for."""

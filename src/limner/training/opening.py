@@ -76,7 +76,7 @@ def open_run(verb: str, config: TrainSettings, subject: str) -> OpenRun:
     make_folders(config)
     settings = json.loads(config.model_dump_json())
     existing, told = _existing(config)
-    _refuse_others_checkpoints(config, existing)
+    _refuse_others_checkpoints(config, existing, told)
     if existing is None:
         if config.name is not None:
             check_name(config.name)
@@ -230,15 +230,12 @@ def _changes(before: dict[str, Any], after: dict[str, Any], free: frozenset[str]
     ]
 
 
-def _refuse_others_checkpoints(config: TrainSettings, run: Run | None) -> None:
-    """A run would go on from what lies in its checkpoints folder. ``run``: None: it is to be begun."""
+def _refuse_others_checkpoints(config: TrainSettings, run: Run | None, told: Told) -> None:
+    """A run would go on from what lies in its checkpoints folder. ``run``: None: its folder is to be made."""
     folder, linked = config.checkpoints_dir, _linked_run(config)
-    other = linked is not None and (linked / "config.json").is_file()
-    if run is not None:
-        other = other and linked != run.path.resolve()
-    elif folder is not None:
-        other = other or any(folder.glob("step-*"))
-    if other:
+    if folder is None or (run is not None and linked == run.path.resolve()):
+        return
+    if linked is not None or (told.start is None and any(folder.glob("step-*"))):
         raise ValueError(
             f"{folder} holds the checkpoints of another run; name another folder with --checkpoints-dir, or "
             "leave it out (they then lie in the run's own folder)."
@@ -246,8 +243,10 @@ def _refuse_others_checkpoints(config: TrainSettings, run: Run | None) -> None:
 
 
 def _linked_run(config: TrainSettings) -> Path | None:
+    """The run whose checkpoints lie in the folder, unless it has been deleted or moved."""
     link = config.checkpoints_dir / "run.json" if config.checkpoints_dir else None
-    return Path(json.loads(link.read_text())["run"]) if link and link.is_file() else None
+    run = Path(json.loads(link.read_text())["run"]) if link and link.is_file() else None
+    return run if run and (run / "config.json").is_file() else None
 
 
 def _link_checkpoints(config: TrainSettings, run: Run) -> None:

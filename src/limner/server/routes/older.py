@@ -49,7 +49,7 @@ async def train_steer(request: Request, action: str) -> dict[str, Any]:
 
 
 async def _current(request: Request) -> RunSummary | None:
-    return current_run(await asyncio.to_thread(request.app.state.runs.summaries))
+    return current_run((await asyncio.to_thread(request.app.state.runs.summaries))[0])
 
 
 def _older(summary: RunSummary) -> dict[str, Any]:

@@ -115,10 +115,9 @@ def _runs(request: Request) -> Runs:
 @router.get("", response_model=RunList, responses=responses())
 async def list_runs(request: Request) -> Response:
     """All runs, newest first. Answers 304 to an `If-None-Match` of its ETag."""
-    runs = _runs(request)
-    summaries = await asyncio.to_thread(runs.summaries)
+    summaries, unshown = await asyncio.to_thread(_runs(request).summaries)
     active = [summary.id for summary in summaries if summary.status.active]
-    left_out = [LeftOut(name=name, message=message) for name, message in sorted(runs.left_out.items())]
+    left_out = [LeftOut(name=name, message=message) for name, message in sorted(unshown.items())]
     return _tagged(request, RunList(runs=summaries, active=active, left_out=left_out).model_dump(mode="json"))
 
 
