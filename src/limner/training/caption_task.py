@@ -224,8 +224,7 @@ class CaptionTask(Task):
         if not can:
             self.say(reason)
         self.model = self.captioner = CaptionLoss(self.vlm)
-        most = max(len(record.captions) for record in self.records["train"])
-        packs = config.pack is not False and self.captioner.packs_exactly(most, config.max_length)
+        packs = config.pack is not False and self.captioner.packs_exactly(self._most_in_a_row(), config.max_length)
         self.captioner.packs = packs
         # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
         self.compute_dtype = precision
@@ -237,6 +236,10 @@ class CaptionTask(Task):
             self.vlm.pack_encoder()
             self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+
+    def _most_in_a_row(self) -> int:
+        """Captions that a row would hold, at most."""
+        return max(len(record.captions) for records in self.records.values() for record in records)
 
     def _tell_of_packing(self) -> None:
         """Where the decoder would compute something else of packed captions.
