@@ -27,6 +27,7 @@ from limner.decoding.consensus import RIDGE, middle
 from limner.device import compiles
 from limner.runs import Run, send_command
 from limner.training.caption_task import CaptionTask
+from limner.training.checkpoint_model import restored_captioner, stock_folder
 from limner.training.checkpoints import _digest
 from limner.training.journal import Journal
 from limner.training.trainer import Result, train
@@ -373,6 +374,22 @@ def test_a_run_whose_captions_have_changed_does_not_go_on(
     finally:
         (photos / "captions.jsonl").write_text(before)
     assert fit("parts").reason == "completed"
+
+
+@pytest.mark.parametrize("consensus", [False, True])
+def test_a_checkpoint_becomes_a_model_without_its_pictures(
+    fit: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, consensus: bool
+) -> None:
+    """Unless it is to remember them."""
+    run = stopped_at_two(fit, monkeypatch, consensus=consensus)
+    if not consensus:
+        monkeypatch.setattr(CaptionTask, "prepare", lambda *_: pytest.fail("read pictures"))
+    checkpoint = run.checkpoints()[-1]
+    captioner = load_captioner(stock_folder(run.path, checkpoint, tmp_path / "models"), device="cpu")
+    assert (captioner.consensus is not None) == consensus
+    opened = captioner.vlm.projection.state_dict()
+    same = restored_captioner(checkpoint, torch.device("cpu"), torch.float32).projection.state_dict()
+    assert opened.keys() == same.keys() and all(torch.equal(opened[name], same[name]) for name in same)
 
 
 def test_what_cannot_be_compiled_says_so(fit: Runner) -> None:
