@@ -43,7 +43,7 @@ def test_its_scenes_are_told_from_others(task: SceneTask, tmp_path: Path) -> Non
     task.run_path = tmp_path
     for state in (task.state(), {}):
         task.load_state(json.loads(json.dumps(state)))
-    with pytest.raises(ValueError, match="^The validation data changed since"):
+    with pytest.raises(ValueError, match=r"^The validation data changed since"):
         task.load_state(prepared(seed=1).state())
 
 
