@@ -193,6 +193,7 @@ def last_start(run: Run) -> dict[str, Any] | None:
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
+    """16 hexadecimal digits that tell these parts, in this order, from others."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
