@@ -158,3 +158,37 @@ def test_files_of_rows_are_documents(tmp_path):
     (folder / "a.jsonl").write_text('{"title": "x", "name": "y"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl' has no column named text \(it has title, name\)"):
         load_corpus(folder / "a.jsonl", tmp_path)
+
+
+def test_what_a_folder_leaves_out_is_told_in_few_words(tmp_path):
+    folder = tmp_path / "texts"
+    objects = folder / ".git" / "objects"
+    objects.mkdir(parents=True)
+    for number in range(300):
+        (objects / f"{number:040}").write_bytes(b"x")
+        (folder / f"name-{number:040}").write_bytes(b"x")
+    (objects / "hidden.txt").write_text("hidden")
+    (folder / "a.txt").write_text("words")
+    for number in range(9):
+        (folder / f"x.kind{number}").write_bytes(b"x")
+    corpus = load_corpus(folder, tmp_path)
+    assert corpus.documents == ("words",)
+    kinds = "no suffix, .kind0, .kind1, .kind2, .kind3, 5 more"
+    assert corpus.notes == (f"309 of 310 files of {folder} are no text ({kinds}) and left out.",)
+
+
+def test_rows_without_text_in_a_folder_of_texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "sizes.jsonl").write_text('{"id": 1, "width": 2}\n')
+    with pytest.raises(ValueError, match=r"holds no text\. 1 file of rows .* left out: sizes\.jsonl\.$"):
+        load_corpus(folder, tmp_path)
+    (folder / "nothing.jsonl").touch()
+    with pytest.raises(ValueError, match=r"nothing\.jsonl' holds no text\.$"):
+        load_corpus(folder / "nothing.jsonl", tmp_path)
+    (folder / "a.txt").write_text("words")
+    corpus = load_corpus(folder, tmp_path)
+    assert corpus.documents == ("words",)
+    assert corpus.notes == ("1 file of rows has no column of text and is left out: sizes.jsonl.",)
+    with pytest.raises(ValueError, match=r"sizes\.jsonl' has no column named text"):
+        load_corpus(folder / "sizes.jsonl", tmp_path)

@@ -276,9 +276,28 @@ def test_shards_that_number_from_zero_each_keep_all_pictures(tmp_path: Path) -> 
     shard(tmp_path / "a.tar", x0__png=picture("red"), x0__txt=b"red", x2__png=picture("lime"), x2__txt=b"lime")
     shard(tmp_path / "b.tar", x0__png=picture("blue"), x0__txt=b"blue", x1__png=picture("black"), x1__txt=b"black")
     records = {record.image_id: record for record in ImageCaptionDataset(tmp_path)}
-    assert list(records) == ["a/x0.png", "x2.png", "b/x0.png", "x1.png"]
+    assert list(records) == ["a/x0.png", "a/x2.png", "b/x0.png", "b/x1.png"]
     for record in records.values():
         assert load_image(record.image).getpixel((0, 0)) == ImageColor.getrgb(record.captions[0])
+
+
+def test_another_shard_moves_no_picture_to_another_split(tmp_path: Path) -> None:
+    def add(name: str) -> None:
+        pictures = {f"{number:03}__png": picture("red") for number in range(40)}
+        shard(tmp_path / name, **pictures, **{f"{number:03}__txt": b"red" for number in range(40)})
+
+    def splits() -> dict[tuple[str, str], str]:
+        """By shard and member."""
+        found = ImageCaptionDataset(tmp_path).splits()
+        pictures = [(name, r.image) for name in ("train", "validation", "test") for r in found[name]]
+        return {(Path(image.shard).name, image.member): name for name, image in pictures}
+
+    add("a.tar")
+    assert {record.image_id for record in ImageCaptionDataset(tmp_path)} >= {"000.png", "039.png"}
+    shard(tmp_path / "b.tar", x__png=picture("red"), x__txt=b"red")
+    two = splits()
+    add("c.tar")
+    assert two.items() <= splits().items()
 
 
 def test_shards_name_their_splits(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from toy_captioners import _GROUPED, NOUNS, TEXT, toy_captioner, toy_picture
 
 from limner.config.train import TrainConfig
 from limner.data.records import Record, Splits
-from limner.training.caption_task import CaptionTask
+from limner.training.caption_task import CaptionLoss, CaptionTask
+from limner.training.self_critical import SelfCriticalTask
 
 WINDOW = {"sliding_window": 3}  # shorter than any row
 WINDOWED: dict[str, Callable[[], Any]] = {
@@ -52,10 +53,10 @@ COUNTS_PLACES: dict[str, Callable[[], Any]] = {
 }
 
 
-def record(number: int) -> Record:
+def record(number: int, num_captions: int = 4) -> Record:
     """A picture with captions of many lengths."""
     words = NOUNS.split()
-    captions = [" ".join(words[(number + i) % 5 : (number + i) % 5 + 3 + i]) for i in range(4)]
+    captions = [" ".join(words[(number + i) % 5 : (number + i) % 5 + 3 + i]) for i in range(num_captions)]
     return Record(toy_picture(number), captions, str(number))
 
 
@@ -63,7 +64,9 @@ def record(number: int) -> Record:
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaptionTask]:
     """A task with a decoder of this configuration, loaded; what it said stands in its ``told``."""
 
-    def loaded(make: Callable[[], Any], **settings: Any) -> CaptionTask:
+    def loaded(
+        make: Callable[[], Any], kind: type[CaptionTask] = CaptionTask, num_captions: int = 4, **settings: Any
+    ) -> CaptionTask:
         monkeypatch.setitem(TEXT, "this", make)
         config = TrainConfig(
             dataset=("made here",),
@@ -74,13 +77,13 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Capti
             **settings,
         )
         told: list[str] = []
-        splits = Splits(train=[record(i) for i in range(4)], validation=[record(9)], test=[])
+        splits = Splits(train=[record(i, num_captions) for i in range(4)], validation=[record(9)], test=[])
 
         def build(*_: Any) -> Any:
             lora = make is not COUNTS_PLACES["mpt"]  # which peft cannot wrap
             return toy_captioner("siglip", "this", lora=lora, freeze_vision=True)
 
-        task = CaptionTask(config, lambda progress: splits, build, say=told.append)
+        task = kind(config, lambda progress: splits, build, say=told.append)
         task.prepare(torch.device("cpu"), torch.float32, lambda *_: None)
         task.told = told  # type: ignore[attr-defined]
         return task
@@ -121,6 +124,27 @@ def test_what_counts_places_in_a_row_gets_a_row_for_each_caption(
     assert any("Every caption takes a row of its own" in said for said in task.told)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="Captions cannot --pack"):
         load(COUNTS_PLACES[family], pack=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "most"),
+    [
+        (CaptionTask, {}, 4),
+        (SelfCriticalTask, {"objective": "cider", "metric_for_best_model": "CIDEr", "samples_per_picture": 6}, 6),
+    ],
+)
+def test_whether_captions_pack_is_asked_for_as_many_as_a_row_may_hold(
+    kind: type[CaptionTask],
+    settings: dict[str, Any],
+    most: int,
+    load: Callable[..., CaptionTask],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One caption alone packs with any decoder; validation pictures may have more, and some are drawn."""
+    asked: list[int] = []
+    monkeypatch.setattr(CaptionLoss, "packs_exactly", lambda self, captions, length: asked.append(captions))
+    load(COUNTS_PLACES["lfm2"], kind, num_captions=1, **settings)
+    assert asked == [most]
 
 
 def test_what_packs_is_not_told_about(load: Callable[..., CaptionTask]) -> None:

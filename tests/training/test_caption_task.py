@@ -27,6 +27,8 @@ from limner.decoding.consensus import RIDGE, middle
 from limner.device import compiles
 from limner.runs import Run, create_run, send_command
 from limner.training.caption_task import CaptionTask
+from limner.training.checkpoint_model import restored_captioner, stock_folder
+from limner.training.checkpoints import _digest
 from limner.training.journal import Journal
 from limner.training.opening import saved_settings
 from limner.training.trainer import Result, train
@@ -315,6 +317,21 @@ def test_presets_fill_in_what_is_not_said(tmp_path: Path) -> None:
         TrainConfig(encoder_model="x", dataset=(str(tmp_path),), lora_lr=1e-3).with_preset()
 
 
+def stopped_at_two(fit: Runner, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Run:
+    """The run "parts", stopped after two of its steps."""
+
+    def stop(journal: Journal, step: int, *_: Any) -> None:
+        if step == 2:
+            assert journal.folder is not None
+            send_command(journal.folder, "stop")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "training", stop)
+        result = fit("parts", **settings)
+    assert result.step == 2
+    return result.run
+
+
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_with_dropout_resumes_bit_for_bit(
     fit: Runner, monkeypatch: pytest.MonkeyPatch, compile: bool
@@ -323,16 +340,57 @@ def test_a_run_with_dropout_resumes_bit_for_bit(
         pytest.skip("torch.compile needs a C++ compiler and Python's headers")
     settings = {"lora_dropout": 0.1, "compile": compile, "lora_lr": 3e-3}
     whole = fit("whole", **settings)
-
-    def stop_at_two(journal: Journal, step: int, *_: Any) -> None:
-        if step == 2:
-            assert journal.folder is not None
-            send_command(journal.folder, "stop")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Journal, "training", stop_at_two)
-        assert fit("parts", **settings).step == 2
+    stopped_at_two(fit, monkeypatch, **settings)
     assert curve(fit("parts", **settings)) == curve(whole)
+
+
+def test_a_run_whose_captions_have_changed_does_not_go_on(
+    fit: Runner, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its validation pictures might be training pictures by now."""
+    run = stopped_at_two(fit, monkeypatch)
+    before = (photos / "captions.jsonl").read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    held_out = {record.image_id for record in ImageCaptionDataset(photos).splits().validation}
+    try:
+        for row in rows:
+            row["captions"] = row["captions"][::-1] if row["image"] in held_out else row["captions"]
+        (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ValueError, match=r"^The validation data changed since these weights were saved \(data"):
+            fit("parts")
+        # An earlier version wrote down only how many they were.
+        checkpoint = run.checkpoints()[-1]
+        state = json.loads((checkpoint / "state.json").read_text())
+        del state["task"]["fingerprints"]
+        (checkpoint / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        less = [row for row in rows if row["image"] not in held_out or row["image"] == min(held_out)]
+        train_row = next(row for row in less if row["image"] not in held_out)
+        train_row["captions"] = train_row["captions"][:-1]
+        (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, less)))
+        with pytest.raises(ValueError, match=r"^The training data.* changed since these weights were saved"):
+            fit("parts")
+    finally:
+        (photos / "captions.jsonl").write_text(before)
+    assert fit("parts").reason == "completed"
+
+
+@pytest.mark.parametrize("consensus", [False, True])
+def test_a_checkpoint_becomes_a_model_without_its_pictures(
+    fit: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, consensus: bool
+) -> None:
+    """Unless it is to remember them."""
+    run = stopped_at_two(fit, monkeypatch, consensus=consensus)
+    if not consensus:
+        monkeypatch.setattr(CaptionTask, "prepare", lambda *_: pytest.fail("read pictures"))
+    checkpoint = run.checkpoints()[-1]
+    captioner = load_captioner(stock_folder(run.path, checkpoint, tmp_path / "models"), device="cpu")
+    assert (captioner.consensus is not None) == consensus
+    opened = captioner.vlm.projection.state_dict()
+    same = restored_captioner(checkpoint, torch.device("cpu"), torch.float32).projection.state_dict()
+    assert opened.keys() == same.keys() and all(torch.equal(opened[name], same[name]) for name in same)
 
 
 def test_what_cannot_be_compiled_says_so(fit: Runner) -> None:

@@ -39,6 +39,14 @@ def task() -> SceneTask:
     return prepared()
 
 
+def test_its_scenes_are_told_from_others(task: SceneTask, tmp_path: Path) -> None:
+    task.run_path = tmp_path
+    for state in (task.state(), {}):
+        task.load_state(json.loads(json.dumps(state)))
+    with pytest.raises(ValueError, match=r"^The validation data changed since"):
+        task.load_state(prepared(seed=1).state())
+
+
 # -- the help ----------------------------------------------------------------------------------------------------
 
 

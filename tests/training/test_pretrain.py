@@ -662,7 +662,7 @@ def test_a_run_whose_text_has_changed_does_not_go_on(tmp_path, monkeypatch, sett
     with pytest.raises(ValueError, match=rf"^The {changed} changed since these weights were saved"):
         pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings)
     assert not run.model_path.exists()
-    # An earlier version wrote down nothing of it, and its runs go on.
+    # An earlier version wrote down only how much it was.
     checkpoint = run.checkpoints()[-1]
     state = json.loads((checkpoint / "state.json").read_text())
     del state["task"]["fingerprints"]
@@ -670,6 +670,10 @@ def test_a_run_whose_text_has_changed_does_not_go_on(tmp_path, monkeypatch, sett
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    text.write_text("he stories of the village\n" * 600)
+    with pytest.raises(ValueError, match=r"^The training text and the validation text changed since"):
+        pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings)
+    text.write_text("he stories of the village\n" * 500)
     assert pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings).reason == "completed"
 
 

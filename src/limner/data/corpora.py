@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +17,10 @@ TABLE_ENDINGS = (".jsonl", ".parquet")
 """Files of rows, whose text column is read: a document a row."""
 NEAR = 200
 """Characters within which a space is looked for, to cut at."""
+
+
+class NoTextColumn(ValueError):
+    """Rows that have no column of text, or several and none of a known name."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def load_corpus(name_or_path: str | Path, cache_dir: Path = Path("cache")) -> Co
             f"There is no file or folder '{name}' here, and no corpus of that name ({', '.join(CORPORA)})."
         )
     if not any(document.strip() for document in corpus.documents):
-        raise ValueError(f"The corpus '{name}' holds no text.")
+        raise ValueError(" ".join((f"The corpus '{name}' holds no text.", *corpus.notes)))
     return corpus
 
 
@@ -110,6 +115,8 @@ def _documents(path: Path, cache_dir: Path) -> tuple[str, ...]:
     """A file's text, or each row's of a file of rows."""
     if path.suffix.lower() not in TABLE_ENDINGS:
         return (_read(path),)
+    if not path.stat().st_size:
+        return ()
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -123,15 +130,33 @@ def _documents(path: Path, cache_dir: Path) -> tuple[str, ...]:
 
 
 def _folder(path: Path, cache_dir: Path) -> Corpus:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    """All texts below a folder, but not in hidden ones; the notes tell what is left out."""
+    below = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [f for f in below if not any(part.startswith(".") for part in f.relative_to(path).parts[:-1])]
     read = [file for file in files if file.suffix.lower() in TEXT_ENDINGS + TABLE_ENDINGS]
     if not read:
         raise ValueError(f"The folder {path} holds no text file ({', '.join(TEXT_ENDINGS + TABLE_ENDINGS)}).")
-    documents = tuple(text for file in read for text in _documents(file, cache_dir) if text.strip())
-    others = sorted({file.suffix or file.name for file in set(files) - set(read)})
-    kinds = ", ".join(others)
-    note = f"{len(files) - len(read):,} of {len(files):,} files of {path} are no text ({kinds}) and left out."
-    return Corpus(path.resolve().name, documents, notes=(note,) if others else ())
+    documents: list[str] = []
+    without: list[str] = []
+    for file in read:
+        try:
+            documents += filter(str.strip, _documents(file, cache_dir))
+        except NoTextColumn:
+            without.append(str(file.relative_to(path)))
+    notes = []
+    if len(read) < len(files):
+        kinds = Counter(file.suffix or "no suffix" for file in set(files) - set(read))
+        names = _listed(sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
+        notes.append(f"{kinds.total():,} of {len(files):,} files of {path} are no text ({names}) and left out.")
+    if without:
+        what, verb = ("file of rows has", "is") if len(without) == 1 else ("files of rows have", "are")
+        notes.append(f"{len(without):,} {what} no column of text and {verb} left out: {_listed(without)}.")
+    return Corpus(path.resolve().name, tuple(documents), notes=tuple(notes))
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = [f"{len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def _tiny(_: Path) -> Corpus:
@@ -262,4 +287,4 @@ def _text_column(names: Sequence[str], features: object, source: str) -> str:
             return candidate
     if len(strings) == 1:
         return strings[0]
-    raise ValueError(f"The data set '{source}' has no column named text (it has {', '.join(names)}).")
+    raise NoTextColumn(f"The data set '{source}' has no column named text (it has {', '.join(names)}).")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -83,7 +82,7 @@ class ImageCaptionDataset(Sequence[Record]):
                 self._tell_what_no_manifest_names(found, manifests)
         elif shards := _shards(self.path):
             samples, without = webdataset_samples(shards, caption_column)
-            found = list(self._from_samples(samples))
+            found = list(self._from_samples(samples, len(shards)))
             if without:
                 self._remark("sample holds", "samples hold", "no picture and is left out", without)
         else:
@@ -143,14 +142,14 @@ class ImageCaptionDataset(Sequence[Record]):
             self._remark("picture is", "pictures are", "missing and left out", names)
         return found
 
-    def _from_samples(self, samples: Sequence[tuple[TarImage, Entry]]) -> Iterator[Found]:
-        """A picture's id is its name, with its shard's where another shard holds a member of that name too."""
+    def _from_samples(self, samples: Sequence[tuple[TarImage, Entry]], num_shards: int) -> Iterator[Found]:
+        """A picture's id is its name, behind its shard's where there are several: so neither its id nor its split
+        changes when another shard is added. (When a second one joins a single one, they do.)"""
         root = self.path if self.path.is_dir() else self.path.parent
-        counts = Counter(image.member for image, _ in samples)
         for image, entry in samples:
             entry.split = _split_of_shard(image, root)
             shard = Path(image.shard).relative_to(root).with_suffix("").as_posix()
-            image_id = image.member if counts[image.member] == 1 else f"{shard}/{image.member}"
+            image_id = image.member if num_shards == 1 else f"{shard}/{image.member}"
             yield Found(image, text_of(image_id), entry)
 
     def _tell_what_no_manifest_names(self, found: Sequence[Found], manifests: Sequence[Path]) -> None:

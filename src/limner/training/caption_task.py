@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,7 +38,7 @@ from limner.training.caption_inputs import LOOKS_AT, FeatureInputs, Look, prepar
 from limner.training.caption_model import build_model, checkpoint_activations
 from limner.training.chunked_loss import summed_cross_entropy
 from limner.training.ridge_start import start_projection
-from limner.training.task import Batch, ParameterGroup, Progress, Task
+from limner.training.task import Batch, ParameterGroup, Progress, Task, fingerprint
 from limner.whole_files import write_whole
 
 COMPILE_FROM_OPERATIONS = 1e14
@@ -181,6 +183,11 @@ class CaptionTask(Task):
     """
 
     kind, unit = "caption", "captions"
+    counted: ClassVar[Mapping[str, str]] = {
+        "captions": "training data",
+        "captions_per_picture": "training data",
+        "validation_pictures": "validation data",
+    }
     directions: ClassVar[Mapping[str, Literal["min", "max"]]] = {"CIDEr": "max", "ROUGE_L": "max", "METEOR": "max"}
 
     def __init__(
@@ -224,8 +231,7 @@ class CaptionTask(Task):
         if not can:
             self.say(reason)
         self.model = self.captioner = CaptionLoss(self.vlm)
-        most = max(len(record.captions) for record in self.records["train"])
-        packs = config.pack is not False and self.captioner.packs_exactly(most, config.max_length)
+        packs = config.pack is not False and self.captioner.packs_exactly(self._most_in_a_row(), config.max_length)
         self.captioner.packs = packs
         # A frozen base is kept in the fast precision; what is trained keeps fp32 master weights.
         self.compute_dtype = precision
@@ -237,6 +243,10 @@ class CaptionTask(Task):
             self.vlm.pack_encoder()
             self.captioner.adapt()
         self.pixels = PixelSettings.from_processor_config(self.vlm.image_processor_config)
+
+    def _most_in_a_row(self) -> int:
+        """Captions that a row would hold, at most."""
+        return max(len(record.captions) for records in self.records.values() for record in records)
 
     def _tell_of_packing(self) -> None:
         """Where the decoder would compute something else of packed captions.
@@ -522,6 +532,23 @@ class CaptionTask(Task):
                 self.say("There is no adapter to save: the whole decoder was trained.")
                 return
             save_adapter(vlm, folder / "adapter")
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the pictures' ids and captions, in their order."""
+        names = {"train": "training data", "validation": "validation data"}
+        return {
+            names[split]: fingerprint(json.dumps([record.image_id, record.captions]).encode() for record in records)
+            for split, records in self.records.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"fingerprints": self.fingerprints}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where there are other pictures or captions now, or the splits are other ones."""
+        source = ", ".join(map(str, getattr(self.config, "dataset", ())))  # the demo has none
+        self.refuse_other_data(state, self.fingerprints, f"data set '{source}'")
 
     def prune_cache(self) -> None:
         """Removes the feature cache from the disk."""

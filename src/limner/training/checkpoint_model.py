@@ -40,7 +40,8 @@ def stock_folder(run_path: Path, checkpoint: Path, cache: Path) -> Path:
 
 
 def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
-    """The run's task on the CPU in fp32, its model with the checkpoint's weights; of a GPT's it has no text.
+    """The run's task on the CPU in fp32, its model with the checkpoint's weights: of a GPT's it has no text, of a
+    captioner's it reads no picture unless its consensus is to be saved.
 
     Args:
         scratch: where the task may write in passing, instead of into the run.
@@ -49,8 +50,10 @@ def restored(run: Run, checkpoint: Path, scratch: Path) -> Task:
     """
     task: Any = _task(run)
     weights, _, state = read_checkpoint(checkpoint)
-    if task.kind != "pretrain" or not task.open(run):
-        task.run_path = scratch
+    task.run_path = scratch
+    if task.kind == "caption" and not task.config.consensus:  # which is made of the pictures
+        task.load(torch.device("cpu"), torch.float32, lambda *progress: None)
+    elif task.kind != "pretrain" or not task.open(run):
         task.prepare(torch.device("cpu"), torch.float32, lambda *progress: None)
         task.load_state(state["task"])
     put_tensors(task.model, weights)

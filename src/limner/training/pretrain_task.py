@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from limner.runs.models import find_model
 from limner.tokenizer import Tokenizer, get_tokenizer
 from limner.training.chunked_loss import CHUNK_BYTES, summed_cross_entropy
 from limner.training.order import Order
-from limner.training.task import Batch, ParameterGroup, Progress, Task
+from limner.training.task import Batch, ParameterGroup, Progress, Task, fingerprint, last_start
 
 _TOLD = {
     "epoch": "epoch {:.2f}",
@@ -66,6 +65,11 @@ class PretrainTask(Task):
     unit = "tokens"
     numbered_examples = True
     evaluates_first = True
+    counted = {  # noqa: RUF012
+        "examples": "training text",
+        "training_tokens": "training text",
+        "validation_tokens": "validation text",
+    }
     directions = {}  # noqa: RUF012  the validation loss is all there is
 
     tokenizer: Tokenizer
@@ -106,9 +110,9 @@ class PretrainTask(Task):
         self.tokenizer = self._tokenizer(texts[0])
         rows = [encoded(documents, self.tokenizer, config.cache_dir, progress) for documents in texts]
         self.fingerprints = {
-            "tokenizer": _fingerprint(self.tokenizer.vocabulary()),
-            "training text": _fingerprint(_pieces(rows[0])),
-            "validation text": _fingerprint(_pieces(rows[1])),
+            "tokenizer": fingerprint(self.tokenizer.vocabulary()),
+            "training text": fingerprint(_pieces(rows[0])),
+            "validation text": fingerprint(_pieces(rows[1])),
         }
         context = self.model_config().context_length
         self.training, self.validation, shortened = fit_windows(rows[0], rows[1], context, config.stride)
@@ -179,7 +183,7 @@ class PretrainTask(Task):
     def open(self, run: Run) -> bool:
         """Builds tokenizer and model as the run has them, with random weights: its text is not read, nor the model
         that it began from. False: the run is of a version that did not keep its tokenizer."""
-        start = next((event for event in reversed(run.events()) if event["type"] == "start"), None)
+        start = last_start(run)
         if start is None:
             return False
         name = start["tokenizer"]
@@ -399,12 +403,7 @@ class PretrainTask(Task):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError where text or tokenizer have changed since."""
-        before = state.get("fingerprints", {})  # a version before this kept none
-        if changed := [name for name, value in before.items() if value != self.fingerprints[name]]:
-            raise ValueError(
-                f"The {' and the '.join(changed)} changed since these weights were saved (corpus "
-                f"'{self.config.corpus}'). Put back what was there, or begin another run: --force-new."
-            )
+        self.refuse_other_data(state, self.fingerprints, f"corpus '{self.config.corpus}'")
 
 
 def _batch(windows: Windows, indices: Sequence[int]) -> Batch:
@@ -424,13 +423,6 @@ def _pieces(ids: np.ndarray) -> Iterator[bytes]:
     yield str(len(ids)).encode()
     for start in range(0, len(ids), max(size, len(ids) // 256)):
         yield ids[start : start + size].astype("<u4").tobytes()
-
-
-def _fingerprint(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]
 
 
 def _tokenizer_source(config: PretrainConfig) -> str:

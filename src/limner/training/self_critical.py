@@ -42,6 +42,9 @@ class SelfCriticalTask(CaptionTask):
         super().prepare(device, precision, progress)
         self.captioner.temperature = self.config.sample_temperature
 
+    def _most_in_a_row(self) -> int:
+        return max(super()._most_in_a_row(), self.config.samples_per_picture)
+
     @cached_property
     def cider(self) -> CiderD:
         """Scores captions of the training pictures."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from limner.data.sizes import Progress
+from limner.runs import Run
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Task(ABC):
     """What rates count: "tokens" or "captions"."""
     numbered_examples: ClassVar[bool] = False
     """The names of examples follow from their index, and the run keeps no list of them (there may be millions)."""
+    counted: ClassVar[Mapping[str, str]] = {}
+    """Numbers of the start event that change with the data, and the name of the data in `fingerprints`."""
     directions: ClassVar[Mapping[str, Literal["min", "max"]]]
     """Every metric that `evaluate` can give, and which way is better."""
 
@@ -160,3 +164,37 @@ class Task(ABC):
         Raises:
             ValueError: that is of other data than the task has prepared.
         """
+
+    def refuse_other_data(self, state: Mapping[str, Any], fingerprints: Mapping[str, str], source: str) -> None:
+        """Compares the data's fingerprints with those in a state; of one without, which an earlier version wrote,
+        the numbers of the run's last start event.
+
+        Raises:
+            ValueError: they differ.
+        """
+        before = state.get("fingerprints")
+        if before is not None:
+            changed = [name for name, value in before.items() if value != fingerprints.get(name)]
+        else:
+            start = last_start(Run(self.run_path)) or {}
+            now = {"examples": self.num_examples, **self.facts()}
+            changed = [name for key, name in self.counted.items() if key in start and start[key] != now.get(key)]
+        if changed:
+            names = " and the ".join(dict.fromkeys(changed))
+            raise ValueError(
+                f"The {names} changed since these weights were saved ({source}). Put back what was there, or "
+                "begin another run: --force-new."
+            )
+
+
+def last_start(run: Run) -> dict[str, Any] | None:
+    """The newest start event of a run."""
+    return next((event for event in reversed(run.events()) if event["type"] == "start"), None)
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """16 hexadecimal digits that tell these parts, in this order, from others."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]
