@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy import without_fingerprints
 
 from limner.cli.main import main
 from limner.cli.train import load_records
@@ -28,7 +29,6 @@ from limner.device import compiles
 from limner.runs import Run, create_run, send_command
 from limner.training.caption_task import CaptionTask
 from limner.training.checkpoint_model import restored_captioner, stock_folder
-from limner.training.checkpoints import _digest
 from limner.training.journal import Journal
 from limner.training.opening import saved_settings
 from limner.training.trainer import Result, train
@@ -359,13 +359,7 @@ def test_a_run_whose_captions_have_changed_does_not_go_on(
         with pytest.raises(ValueError, match=r"^The validation data changed since these weights were saved \(data"):
             fit("parts")
         # An earlier version wrote down only how many they were.
-        checkpoint = run.checkpoints()[-1]
-        state = json.loads((checkpoint / "state.json").read_text())
-        del state["task"]["fingerprints"]
-        (checkpoint / "state.json").write_text(json.dumps(state))
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        without_fingerprints(run.checkpoints()[-1])
         less = [row for row in rows if row["image"] not in held_out or row["image"] == min(held_out)]
         train_row = next(row for row in less if row["image"] not in held_out)
         train_row["captions"] = train_row["captions"][:-1]

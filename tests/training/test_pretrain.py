@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+from toy import without_fingerprints
 
 from limner.cli.main import main
 from limner.cli.pretrain import _configuration
@@ -20,7 +21,6 @@ from limner.data.corpora import CORPORA, Corpus
 from limner.models.gpt import GPTConfig, GPTModel
 from limner.runs import Run, Status, create_run
 from limner.tokenizer import get_tokenizer, train_bpe
-from limner.training.checkpoints import _digest
 from limner.training.pretrain_task import PretrainTask
 from limner.training.trainer import train
 
@@ -663,13 +663,7 @@ def test_a_run_whose_text_has_changed_does_not_go_on(tmp_path, monkeypatch, sett
         pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings)
     assert not run.model_path.exists()
     # An earlier version wrote down only how much it was.
-    checkpoint = run.checkpoints()[-1]
-    state = json.loads((checkpoint / "state.json").read_text())
-    del state["task"]["fingerprints"]
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    without_fingerprints(run.checkpoints()[-1])
     text.write_text("he stories of the village\n" * 600)
     with pytest.raises(ValueError, match=r"^The training text and the validation text changed since"):
         pretrain(tmp_path, steps=6, eval_freq=3, corpus=str(text), **settings)

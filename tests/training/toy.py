@@ -1,7 +1,9 @@
-"""A task small enough to run in milliseconds: fits a two-layer network to a random linear map's classes."""
+"""A task small enough to run in milliseconds: fits a two-layer network to a random linear map's classes; and what
+several tests do to a checkpoint."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import nn
 from limner.config.base import Device, Precision
 from limner.config.training import Loop, TrainSettings
 from limner.runs import send_command
+from limner.training.checkpoints import _digest
 from limner.training.task import Batch, ParameterGroup, Progress, Task
 from limner.training.trainer import train
 
@@ -125,3 +128,13 @@ if __name__ == "__main__":  # for torchrun
     import sys
 
     train_toy(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))
+
+
+def without_fingerprints(checkpoint: Path) -> None:
+    """Makes of a checkpoint what a version wrote that kept no fingerprints of its data."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["task"]["fingerprints"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["state.json"] = _digest(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))

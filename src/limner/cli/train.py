@@ -78,11 +78,9 @@ def configuration(argv: list[str]) -> TrainConfig:
 
 def load_records(config: TrainConfig, progress: Progress, say: Callable[[str], None]) -> Splits:
     """The records of the data sets that ``config`` names, and a sentence about them."""
-    from limner.data.catalogue import describe, load_dataset_by_name
-    from limner.data.catalogue.rows import Options
+    from limner.data.catalogue import describe, load_splits
 
-    options = Options.of(config, say)
-    splits = load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)
+    splits = load_splits(config, say, progress)
     say(f"Data: {describe(splits)}.")
     return splits
 

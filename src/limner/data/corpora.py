@@ -174,8 +174,8 @@ def _verdict(cache_dir: Path) -> Corpus:
     letters = re.sub(r"[^a-z]+", "", story.lower())
     if hashlib.sha256(letters.encode()).hexdigest() != _VERDICT_LETTERS:
         raise ValueError(
-            f"{_cached('verdict', cache_dir)} is not the expected edition of The Verdict; remove it to fetch it "
-            "again, or give a text file: --corpus FILE."
+            f"{corpus_file('verdict', cache_dir)} is not the expected edition of The Verdict; remove it to fetch "
+            "it again, or give a text file: --corpus FILE."
         )
     return Corpus("verdict", (story,))
 
@@ -189,7 +189,7 @@ def _shakespeare(cache_dir: Path) -> Corpus:
     text = _fetched("shakespeare", url, cache_dir)
     if hashlib.sha256(text.encode()).hexdigest() != _SHAKESPEARE:
         raise ValueError(
-            f"{_cached('shakespeare', cache_dir)} is not the expected text; remove it to fetch it again."
+            f"{corpus_file('shakespeare', cache_dir)} is not the expected text; remove it to fetch it again."
         )
     return Corpus("shakespeare", (text,))
 
@@ -228,13 +228,14 @@ CORPORA: dict[str, Callable[[Path], Corpus]] = {
 }
 
 
-def _cached(name: str, cache_dir: Path) -> Path:
+def corpus_file(name: str, cache_dir: Path) -> Path:
+    """Where the text of a named corpus is kept, once it was fetched."""
     return cache_dir / "corpora" / f"{name}.txt"
 
 
 def _fetched(name: str, url: str, cache_dir: Path) -> str:
     """The text of an address, fetched into the cache once."""
-    path = _cached(name, cache_dir)
+    path = corpus_file(name, cache_dir)
     if not path.exists():
         import urllib.request
 

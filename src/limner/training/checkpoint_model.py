@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +86,11 @@ def _task(run: Run) -> Task:
         return PretrainTask(PretrainConfig(**settings | {"compile": False}))
     if verb == "train":
         from limner.config.train import TrainConfig
-        from limner.data.catalogue import load_dataset_by_name
-        from limner.data.catalogue.rows import Options
+        from limner.data.catalogue import load_splits
         from limner.training.caption_task import CaptionTask
 
         config = TrainConfig(**{**settings, "cache_features": "off", "cache_int8": False})
-        options = Options.of(config, _silent)
-
-        def records(progress: Any) -> Any:
-            return load_dataset_by_name(config.dataset, options, config.dataset_weights, config.seed, progress)
-
-        return CaptionTask(config, records, say=_silent)
+        return CaptionTask(config, partial(load_splits, config, _silent), say=_silent)
     raise ValueError(f"Checkpoints of `limner {verb}` cannot be opened; its finished model can.")
 
 

@@ -145,11 +145,15 @@ def load_dataset_by_name(
     return splits
 
 
-def load_splits(settings: Any, say: Callable[[str], None], **instead: Any) -> Splits:
+def load_splits(
+    settings: Any, say: Callable[[str], None], progress: Progress | None = None, **instead: Any
+) -> Splits:
     """The records of the data sets that a verb's settings name; ``instead`` of what they say, as `Options.of`."""
     from limner.data.catalogue.rows import Options
 
-    return load_dataset_by_name(settings.dataset, Options.of(settings, say, **instead), seed=settings.seed)
+    weights = getattr(settings, "dataset_weights", ())
+    options = Options.of(settings, say, **instead)
+    return load_dataset_by_name(settings.dataset, options, weights, settings.seed, progress)
 
 
 def describe(splits: Splits) -> str:

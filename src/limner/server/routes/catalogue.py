@@ -152,12 +152,12 @@ async def datasets(request: Request) -> DataSets:
 
 
 def _corpora() -> list[Source]:
-    from limner.data.corpora import CORPORA
+    from limner.data.corpora import CORPORA, corpus_file
 
     found = []
     cache_dir: Path = PretrainConfig.model_fields["cache_dir"].default
     for name, load in CORPORA.items():
-        cached = cache_dir / "corpora" / f"{name}.txt"
+        cached = corpus_file(name, cache_dir)
         size = cached.stat().st_size if cached.is_file() else None
         made_here = name in ("tiny", "scenes")
         text = (inspect.getdoc(load) or "").split("\n\n")[0].replace("\n", " ")
